@@ -1,0 +1,110 @@
+"""A film after the reader, and the one object that maps between its grid and a network's grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a film came from.
+
+    `tags` keeps what the reader found worth keeping (DICOM keywords, or the raster format and mode), as text.
+    """
+
+    path: Path | None
+    sha256: str
+    format: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One frontal chest film.
+
+    pixels: f32 [H, W], 0..1, bright = dense (bone is bright, air is dark), rows from head to feet.
+    spacing_mm: (row, column) distance of pixel centres in mm, or None where the file does not say.
+    spacing_origin: the DICOM attribute that `spacing_mm` came from (PS3.3 10.7.1.3), or None.
+    """
+
+    pixels: Pixels
+    source: Source
+    spacing_mm: tuple[float, float] | None = None
+    spacing_origin: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        height, width = self.pixels.shape
+        return height, width
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A square window on the source grid, and the square network grid that it is resampled to.
+
+    The window may reach beyond the film; what lies outside is 0. All resampling in lungscope happens here: shrinking
+    averages over the area that a pixel covers, growing is bilinear, both with pixel centres at half-integers.
+
+    source_shape: (H, W) of the film. top, left, side: the window, in source pixels. size: side of the network grid.
+    """
+
+    source_shape: tuple[int, int]
+    top: int
+    left: int
+    side: int
+    size: int
+
+    @classmethod
+    def letterbox(cls, shape: tuple[int, int], size: int) -> Geometry:
+        """The smallest centred square that holds the whole film."""
+        height, width = shape
+        side = max(height, width)
+        return cls((height, width), (height - side) // 2, (width - side) // 2, side, size)
+
+    @classmethod
+    def around(cls, mask: NDArray[np.bool_], size: int, margin: float) -> Geometry:
+        """The square around the bounding box of `mask` (bool [H, W], not empty), widened by `margin` of its longer side
+        on each end."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if rows.size == 0:
+            raise ValueError("Geometry.around needs a mask with at least one pixel set")
+        height, width = int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
+        side = max(1, round(max(height, width) * (1 + 2 * margin)))
+        top = int(rows[0]) - (side - height) // 2
+        left = int(columns[0]) - (side - width) // 2
+        return cls((mask.shape[0], mask.shape[1]), top, left, side, size)
+
+    def to_network(self, grid: NDArray[np.generic]) -> Pixels:
+        """Resample a source-grid array [H, W] to f32 [size, size]. A bool mask becomes the share of each cell that is set."""
+        if grid.shape != self.source_shape:
+            raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
+        height, width = self.source_shape
+        r0, r1 = max(self.top, 0), min(self.top + self.side, height)
+        c0, c1 = max(self.left, 0), min(self.left + self.side, width)
+        window = np.zeros((self.side, self.side), np.float32)
+        window[r0 - self.top : r1 - self.top, c0 - self.left : c1 - self.left] = grid[r0:r1, c0:c1]
+        return _resample(window, self.size)
+
+    def to_source(self, grid: Pixels) -> Pixels:
+        """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside the window."""
+        height, width = self.source_shape
+        window = _resample(np.ascontiguousarray(grid, np.float32), self.side)
+        out = np.zeros((height, width), np.float32)
+        r0, r1 = max(self.top, 0), min(self.top + self.side, height)
+        c0, c1 = max(self.left, 0), min(self.left + self.side, width)
+        out[r0:r1, c0:c1] = window[r0 - self.top : r1 - self.top, c0 - self.left : c1 - self.left]
+        return out
+
+
+def _resample(grid: Pixels, size: int) -> Pixels:
+    if grid.shape == (size, size):
+        return grid
+    how = cv2.INTER_AREA if grid.shape[0] > size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(grid, (size, size), interpolation=how), dtype=np.float32)

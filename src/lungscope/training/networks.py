@@ -1,0 +1,96 @@
+"""Every network that lungscope can train, by name. A new network is one row here.
+
+Segmenters come from segmentation-models-pytorch, classifiers from timm; all take one grey channel and start from random
+weights (paper, "Hyperparameters": "without pretrained weights on the encoder").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from timm.models.maxxvit import checkpoint_filter_fn
+from torch import nn
+
+from lungscope.errors import RecipeError, look_up
+
+#: The paper's fifteen segmenters: three decoders over five encoders (paper, Tables 1-3).
+DECODERS = {"unet": smp.Unet, "linknet": smp.Linknet, "fpn": smp.FPN}
+ENCODERS = {
+    "vgg16": "vgg16",
+    "seresnext50": "se_resnext50_32x4d",
+    "inceptionresnetv2": "inceptionresnetv2",
+    "mobilenetv2": "mobilenet_v2",
+    "efficientnetb2": "efficientnet-b2",
+}
+SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS for e in ENCODERS}
+
+#: The paper's ensemble (paper, "Selection").
+PAPER_ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
+
+
+@dataclass(frozen=True)
+class ClassifierRow:
+    """A timm model whose head is global average pooling and one linear layer on `forward_features`."""
+
+    timm_name: str
+    head: str
+    sized: bool = False
+    """True where the network is built for one input size (relative position tables)."""
+
+
+#: The paper's four classifiers (paper, Table 4).
+CLASSIFIERS: dict[str, ClassifierRow] = {
+    "coatnet0": ClassifierRow("coatnet_0_rw_224", "head.fc", sized=True),
+    "xception": ClassifierRow("legacy_xception", "fc"),
+    "resnet50": ClassifierRow("resnet50", "fc"),
+    "inceptionresnetv2": ClassifierRow("inception_resnet_v2", "classif"),
+}
+
+#: Sides must be a multiple of this, so that every decoder's skip connections line up.
+STRIDE = 32
+
+
+def build_segmenter(name: str) -> nn.Module:
+    """A segmenter: f32 [N, 1, S, S] in 0..1 → logits f32 [N, 1, S, S].
+
+    Raises RecipeError for a name that is not in `SEGMENTERS`.
+    """
+    decoder, encoder = SEGMENTERS[look_up(name, SEGMENTERS, what="segmenter", error=RecipeError)]
+    network: nn.Module = DECODERS[decoder](ENCODERS[encoder], encoder_weights=None, in_channels=1, classes=1)
+    return network
+
+
+def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+    """A classifier: f32 [N, 1, S, S] in 0..1 → logits f32 [N, classes].
+
+    Raises RecipeError for an unknown name or a size that the network can not take.
+    """
+    row = CLASSIFIERS[look_up(name, CLASSIFIERS, what="classifier", error=RecipeError)]
+    if size % STRIDE:
+        raise RecipeError(f"{name} takes a side that is a multiple of {STRIDE}; got {size}")
+    options: dict[str, object] = {"in_chans": 1, "num_classes": classes, "drop_rate": drop}
+    if row.sized:
+        options |= {"img_size": size, "drop_path_rate": drop_path}
+    network: nn.Module = timm.create_model(row.timm_name, pretrained=False, **options)
+    return network
+
+
+def load_resized(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load `state` into `network`, resizing relative position tables that were trained at another input size.
+
+    Every other tensor must fit; a missing or unexpected key raises.
+    """
+    if hasattr(network, "stages") and any("rel_pos" in key for key in state):
+        state = checkpoint_filter_fn(state, network)
+    network.load_state_dict(state)
+
+
+def head_of(network: nn.Module, name: str) -> nn.Linear:
+    """The linear layer that turns pooled features into logits."""
+    head = network.get_submodule(CLASSIFIERS[name].head)
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"{name}: expected a linear head at {CLASSIFIERS[name].head}, found {type(head).__name__}")
+    return head
