@@ -1,0 +1,1 @@
+"""Data sets: importing, auditing and splitting them. Free of torch."""

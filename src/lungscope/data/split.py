@@ -1,0 +1,161 @@
+"""Train, validation and test parts of one or more stores, as a file that is committed and checked."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lungscope.data.duplicates import NEAR_DUPLICATE, groups, near_duplicates, thumbnails
+from lungscope.data.store import Store
+from lungscope.errors import DataError, look_up
+
+PARTS = ("train", "val", "test")
+FRACTIONS = (0.7, 0.1, 0.2)
+COLUMNS = ("store", "id", "sha256", "label", "group", "part")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One film's place in a split. `group` names the duplicate group or patient that it belongs to."""
+
+    store: str
+    id: str
+    sha256: str
+    label: str
+    group: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split file, checked: no group and no file content on two sides."""
+
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        for key in ("group", "sha256"):
+            sides: dict[str, str] = {}
+            for row in self.rows:
+                value = getattr(row, key)
+                if sides.setdefault(value, row.part) != row.part:
+                    raise DataError(
+                        f"split: {key} {value!r} is on two sides ({sides[value]} and {row.part}, film {row.id!r}). "
+                        "All films of a group belong to one part. Make the split again: lungscope data split"
+                    )
+
+    @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read and check a split file. Raises DataError where it is not one or breaks the rule of groups."""
+        try:
+            with path.open(newline="") as stream:
+                reader = csv.DictReader(stream)
+                if tuple(reader.fieldnames or ()) != COLUMNS:
+                    raise DataError(f"{path}: columns {reader.fieldnames}, a split has {list(COLUMNS)}")
+                rows = tuple(Row(**row) for row in reader)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}. Make a split: lungscope data split STORE... --out {path}") from error
+        for row in rows:
+            look_up(row.part, PARTS, what=f"{path}: part", error=DataError)
+        return cls(rows)
+
+    def write(self, path: Path, facts: dict[str, object]) -> None:
+        """Write `path` (CSV) and beside it a JSON with `facts`, the counts and the CSV's SHA-256."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with part.open("w", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows([getattr(row, name) for name in COLUMNS] for row in self.rows)
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        counts = Counter((row.store, row.label or "-", row.part) for row in self.rows)
+        facts = {**facts, "sha256": digest, "counts": {" / ".join(key): n for key, n in sorted(counts.items())}}
+        beside = path.with_suffix(".json.part")
+        beside.write_text(json.dumps(facts, indent=2) + "\n")
+        os.replace(part, path)
+        os.replace(beside, path.with_suffix(".json"))
+
+    def select(self, store: Store, part: str) -> list[int]:
+        """Indices into `store` of the films of one part, in the store's order.
+
+        Raises DataError where a film of the store is not in the split or its content has changed.
+        """
+        look_up(part, PARTS, what="part", error=DataError)
+        known = {(row.store, row.id): row for row in self.rows}
+        chosen = []
+        for i, record in enumerate(store.records):
+            row = known.get((store.name, record.id))
+            if row is None or row.sha256 != record.sha256:
+                why = "is not in the split" if row is None else "has other content than when the split was made"
+                raise DataError(f"{store.name}: {record.id!r} {why}. Make the split again, or import the store again")
+            if row.part == part:
+                chosen.append(i)
+        return chosen
+
+    def groups_of(self, store: Store, indices: Iterable[int]) -> list[str]:
+        """The group of each film, for bootstrap intervals over groups."""
+        known = {(row.store, row.id): row.group for row in self.rows}
+        return [known[store.name, store.records[i].id] for i in indices]
+
+
+def make_split(
+    stores: Sequence[Store], *, seed: int, fractions: tuple[float, float, float] = FRACTIONS
+) -> tuple[Split, dict[str, object]]:
+    """Split `stores` by duplicate group and, where known, patient; stratified by store and label.
+
+    Returns the split and the facts that belong beside it (seed, fractions, threshold, number of groups).
+    """
+    if abs(sum(fractions) - 1) > 1e-9 or min(fractions) < 0:
+        raise DataError(f"fractions must be three numbers >= 0 that add up to 1; got {fractions}")
+    films = [(store, i) for store in stores for i in range(len(store.records))]
+    if not films:
+        raise DataError("nothing to split: the stores hold no films")
+    pairs = [(i, j) for i, j, _ in near_duplicates(np.concatenate([thumbnails(store.images) for store in stores]))]
+    near = len(pairs)
+    first: dict[tuple[str, str], int] = {}
+    for n, (store, i) in enumerate(films):
+        record = store.records[i]
+        keys = [("sha256", record.sha256)] + ([("patient", f"{store.name}/{record.patient}")] if record.patient else [])
+        for key in keys:
+            pairs.append((first.setdefault(key, n), n))
+    group = groups(len(films), pairs)
+
+    members: dict[int, list[int]] = defaultdict(list)
+    for n, g in enumerate(group):
+        members[int(g)].append(n)
+    strata: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for g in sorted(members):
+        store, i = films[g]
+        strata[store.name, store.records[i].label].append(g)
+    part: dict[int, str] = {}
+    rng = np.random.default_rng(seed)
+    for key in sorted(strata):
+        order = rng.permutation(np.array(strata[key]))
+        total = sum(len(members[int(g)]) for g in order)
+        bounds = np.cumsum(fractions) * total
+        done = 0
+        for g in order:
+            size = len(members[int(g)])
+            part[int(g)] = PARTS[int(np.searchsorted(bounds[:2], done + size / 2, side="right"))]
+            done += size
+    rows = []
+    for n, (store, i) in enumerate(films):
+        g = int(group[n])
+        owner, first_film = films[g]
+        record = store.records[i]
+        rows.append(
+            Row(store.name, record.id, record.sha256, record.label,
+                f"{owner.name}/{owner.records[first_film].id}", part[g])
+        )
+    facts: dict[str, object] = {
+        "seed": seed, "fractions": list(fractions), "near_duplicate_above": NEAR_DUPLICATE,
+        "films": len(films), "groups": len(members), "near_duplicate_pairs": near,
+    }
+    return Split(tuple(rows)), facts
