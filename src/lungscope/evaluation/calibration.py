@@ -1,0 +1,54 @@
+"""Temperature scaling: one number that makes softmax probabilities honest without changing any decision.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lungscope.evaluation.metrics import Floats
+
+#: Temperatures that are looked at. Where the logits separate the films perfectly the best one is 0, and a value at or
+#: near the lower bound is returned.
+BOUNDS = (0.05, 20.0)
+
+
+def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
+    """softmax(logits / temperature) over the last axis, f64, same shape."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    exponential = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(exponential / exponential.sum(axis=-1, keepdims=True), np.float64)
+
+
+def negative_log_likelihood(logits: ArrayLike, truth: ArrayLike, temperature: float = 1.0) -> float:
+    """Mean of -ln softmax(logits / temperature)[true class] in nats, from logits [N, K] and class indices [N]."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    scaled = scaled - scaled.max(axis=1, keepdims=True)
+    picked = scaled[np.arange(len(scaled)), np.asarray(truth)]
+    return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - picked))
+
+
+def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
+    """The temperature in `BOUNDS` with the least negative log-likelihood on held-out logits [N, K] and classes [N].
+
+    The likelihood is convex in 1/temperature, hence has one minimum over the logarithm of the temperature.
+    Raises ValueError without films or with logits that are not finite.
+    """
+    from scipy.optimize import minimize_scalar
+
+    scores, classes = np.asarray(logits, np.float64), np.asarray(truth)
+    if scores.ndim != 2 or not scores.size or len(scores) != len(classes) or not np.isfinite(scores).all():
+        raise ValueError(
+            f"a temperature needs finite logits [N, K] and classes [N]; got shapes {scores.shape} and {classes.shape}"
+        )
+    found = minimize_scalar(
+        lambda x: negative_log_likelihood(scores, classes, math.exp(x)),
+        bounds=(math.log(BOUNDS[0]), math.log(BOUNDS[1])),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(math.exp(found.x))
