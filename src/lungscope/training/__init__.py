@@ -1,0 +1,1 @@
+"""Training, export and the autograd references: the only place that imports torch."""

@@ -1,0 +1,109 @@
+"""Train a classifier on segmented lungs, or on one of the two controls (paper, "Classification")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
+from lungscope.bundle import Bundle
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import DataError, RecipeError
+from lungscope.stages.classification import Input, ViewSpec
+from lungscope.training.augment import random_affine, random_tone, to_float, warp
+from lungscope.training.engine import Hardware, Run, Task
+from lungscope.training.films import LabelledViews
+from lungscope.training.networks import build_classifier
+from lungscope.training.recipe import Phase, Recipe
+from lungscope.training.views import cut_views
+
+
+class ClassifierTask(Task):
+    """Softmax classification; logs `val_loss` (without smoothing), `val_accuracy` and `val_f1` (macro) over all films."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int, classes: int) -> None:
+        super().__init__(network, recipe, phase, seed)
+        self.classes = classes
+        self.outputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def prepare(self, batch: Any, *, train: bool) -> tuple[Tensor, Tensor]:
+        views, target = batch
+        x = to_float(views, self.phase.size)
+        if train:
+            spec = self.recipe.augment
+            x = random_tone(warp(x, random_affine(len(x), spec, x), spec.fill), spec)
+        return x, target
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        smoothing = self.recipe.label_smoothing if self.training else 0.0
+        return F.cross_entropy(output, target, label_smoothing=smoothing)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        x, target = self.prepare(batch, train=False)
+        self.outputs.append(self.forward_network(x))
+        self.targets.append(target)
+
+    def on_validation_epoch_end(self) -> None:
+        output, target = torch.cat(self.outputs), torch.cat(self.targets)
+        self.outputs.clear()
+        self.targets.clear()
+        metrics = {
+            "val_loss": self.loss(output, target),
+            "val_accuracy": multiclass_accuracy(output, target, self.classes, average="micro"),
+            "val_f1": multiclass_f1_score(output, target, self.classes, average="macro"),
+        }
+        self.log_dict(metrics, prog_bar=True, sync_dist=True)
+
+
+def view_spec(shown: Input, size: int, margin: float = 0.06) -> ViewSpec:
+    """The lungs are cut out close; the controls keep the whole frame, as a network without a segmenter would see it."""
+    return ViewSpec(shown, crop=shown == "lungs", margin=margin if shown == "lungs" else 0.0, size=size)
+
+
+def train_classifier(
+    recipe: Recipe, data: list[tuple[Store, Split]], bundle: Bundle, folder: Path, *, shown: Input = "lungs", seed: int,
+    hardware: Hardware, initial: Path | None = None,
+) -> Path:
+    """Train `recipe.network` on the train parts, seeing what `shown` says, with lungs found by `bundle`'s segmenter.
+
+    Returns the path of `folder/weights.safetensors`; the JSON beside it names the labels and the view. Raises RecipeError
+    or DataError where recipe and data do not fit.
+    """
+    if recipe.kind != "classifier":
+        raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
+    size = recipe.phases[-1].size
+    spec = view_spec(shown, size)
+    views, labels, parts = [], [], {"train": list[int](), "val": list[int]()}
+    names = sorted({record.label for store, _ in data for record in store.records if record.label})
+    if len(names) < 2:
+        raise DataError(f"a classifier needs at least two labels; the stores have {names}")
+    offset = 0
+    for store, split in data:
+        cut = cut_views(store, bundle, {shown: spec}, store.root / "views")[shown]
+        for part, indices in parts.items():
+            indices += [offset + i for i in split.select(store, part) if store.records[i].label and cut.usable[i]]
+        views.append(cut.views)
+        labels += [names.index(record.label) if record.label else -1 for record in store.records]
+        offset += len(store.records)
+    films = views[0] if len(views) == 1 else np.concatenate(views)
+    truth = np.array(labels, np.int64)
+    train, val = (LabelledViews(films, truth, parts[part]) for part in ("train", "val"))
+    facts = {
+        "network": recipe.network, "labels": names, "shown": shown, "margin": spec.margin,
+        "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
+        "stores": [store.name for store, _ in data], "films": {"train": len(train), "val": len(val)},
+    }
+    run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
+    return run.fit(
+        lambda size: build_classifier(
+            recipe.network, classes=len(names), size=size, drop=recipe.drop, drop_path=recipe.drop_path
+        ),
+        lambda network, phase: ClassifierTask(network, recipe, phase, seed, len(names)),
+    )

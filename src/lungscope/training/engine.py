@@ -1,0 +1,269 @@
+"""The training loop shared by segmenters and classifiers: Lightning, plus what a run needs to survive a kill.
+
+A run's folder holds, for each phase, `phase-K/last.ckpt` (optimizer state, for resuming), `phase-K/weights.safetensors` with a
+JSON beside it (the best epoch so far), CSV and TensorBoard logs; and at the end `weights.safetensors` and `weights.json` of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, Dataset
+
+from lungscope.errors import RecipeError
+from lungscope.training.films import EpochSampler
+from lungscope.training.networks import load_resized
+from lungscope.training.recipe import Phase, Recipe, as_table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where to train. `precision`: a Lightning name, or `auto`: bf16 where the processor multiplies it, else f32."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: str = "auto"
+    workers: int = 0
+
+    def lightning_precision(self) -> str:
+        if self.precision != "auto":
+            return self.precision
+        if torch.cuda.is_available():
+            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16-mixed" if fast else "32-true"
+
+
+class Task(lightning.LightningModule):
+    """One phase of training one network. Subclasses say how a batch becomes input, loss and validation metrics."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.recipe, self.phase, self.seed = recipe, phase, seed
+
+    @abstractmethod
+    def prepare(self, batch: Any, *, train: bool) -> tuple[Tensor, Any]:
+        """A collated batch → (network input f32 [N, 1, S, S], target)."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Any) -> Tensor:
+        """Mean loss of a batch."""
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed * 100_003 + self.phase.size * 1_009 + self.current_epoch)
+
+    def forward_network(self, x: Tensor) -> Tensor:
+        output: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return output.float()
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        x, target = self.prepare(batch, train=True)
+        loss = self.loss(self.forward_network(x), target)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x), sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
+        optimizer = kind(_decay_groups(self.network, self.recipe.weight_decay), lr=self.phase.lr)
+        schedule = self.recipe.schedule
+        if schedule.name == "one-cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            cycle = OneCycleLR(optimizer, self.phase.lr, total_steps=steps, pct_start=schedule.warmup)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        plateau = ReduceLROnPlateau(optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.floor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+    def on_validation_epoch_start(self) -> None:
+        """Recompute batch-norm statistics for the weights as they are now.
+
+        Running averages with a small momentum (0.01 in EfficientNet) lag far behind weights that move fast, and a good
+        network then scores as a broken one (Wu & Johnson 2021, "Rethinking Batch in BatchNorm", section 3).
+        """
+        loader = self.trainer.train_dataloader
+        if self.recipe.batch_norm_batches and loader is not None:
+            refresh_batch_norm(self, loader, self.recipe.batch_norm_batches)
+
+
+def refresh_batch_norm(task: Task, loader: DataLoader[Any], batches: int) -> None:
+    """Replace the running statistics of every batch-norm layer by their average over `batches` training batches."""
+
+    def inputs() -> Iterator[Tensor]:
+        for batch in islice(loader, batches):
+            yield task.prepare(task.transfer_batch_to_device(batch, task.device, 0), train=True)[0]
+
+    with torch.no_grad():
+        update_bn(inputs(), task.network)
+
+
+def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for norms, biases and position tables."""
+    decay = [p for n, p in network.named_parameters() if p.ndim >= 2 and "rel_pos" not in n]
+    plain = [p for n, p in network.named_parameters() if p.ndim < 2 or "rel_pos" in n]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+class KeepBest(Callback):
+    """Saves the weights of the best epoch as safetensors with a JSON beside them, and says how each epoch went."""
+
+    def __init__(self, folder: Path, recipe: Recipe, phase: Phase, facts: dict[str, Any]) -> None:
+        self.folder, self.recipe, self.phase, self.facts = folder, recipe, phase, facts
+        self.best: float | None = None
+        self.started = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        score = metrics[self.recipe.best.monitor]
+        better = self.best is None or (score < self.best) == (self.recipe.best.mode == "min")
+        log.info(
+            "size %d epoch %d/%d (%.0f s) %s%s", self.phase.size, trainer.current_epoch + 1, self.phase.epochs,
+            time.monotonic() - self.started, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()),
+            "  *" if better else "",
+        )
+        if better and trainer.is_global_zero and isinstance(pl_module, Task):
+            self.best = score
+            facts = {**self.facts, "size": self.phase.size, "epoch": trainer.current_epoch, "metrics": metrics}
+            save_weights(pl_module.network, self.folder / "weights.safetensors", facts)
+
+
+def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+    """Write `path` (safetensors) and the JSON beside it; each appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
+    beside = path.with_suffix(".json.part")
+    beside.write_text(json.dumps(facts, indent=2) + "\n")
+    os.replace(part, path)
+    os.replace(beside, path.with_suffix(".json"))
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file into `network`, resizing what depends on the input size."""
+    load_resized(network, load_file(path))
+
+
+@dataclass
+class Run:
+    """One training, from a recipe and data to `folder/weights.safetensors`."""
+
+    recipe: Recipe
+    folder: Path
+    seed: int
+    hardware: Hardware
+    train: Dataset[Any]
+    val: Dataset[Any]
+    strata: list[int]
+    facts: dict[str, Any] = field(default_factory=dict)
+    initial: Path | None = None
+
+    def fit(self, build_network: Any, build_task: Any) -> Path:
+        """Train phase after phase; a phase that is done is skipped, one that was cut off goes on from its last epoch.
+
+        build_network: size → nn.Module. build_task: (network, phase) → Task. Returns the path of the run's weights.
+        Raises RecipeError where `folder` already holds a run of another recipe or seed.
+        """
+        self._claim_folder()
+        torch.set_float32_matmul_precision("high")
+        previous = self.initial
+        for number, phase in enumerate(self.recipe.phases, 1):
+            folder = self.folder / f"phase-{number}"
+            if not (folder / "done").exists():
+                torch.manual_seed(self.seed)
+                network = build_network(phase.size)
+                if previous is not None:
+                    load_weights(network, previous)
+                self._fit_phase(build_task(network, phase), phase, folder)
+                (folder / "done").touch()
+            previous = folder / "weights.safetensors"
+        if previous is None:
+            raise RecipeError("a recipe needs at least one phase")
+        final = self.folder / "weights.safetensors"
+        network = build_network(self.recipe.phases[-1].size)
+        load_weights(network, previous)
+        save_weights(network, final, json.loads(previous.with_suffix(".json").read_text()))
+        return final
+
+    def _claim_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = json.loads(json.dumps({"recipe": as_table(self.recipe), "seed": self.seed, **self.facts}))
+        claim = self.folder / "run.json"
+        if claim.exists():
+            theirs = json.loads(claim.read_text())
+            differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+            if differ:
+                raise RecipeError(
+                    f"{self.folder} holds a run that differs in {', '.join(differ)}. Use another folder, or the same "
+                    "recipe, data and seed to go on with it"
+                )
+        else:
+            claim.write_text(json.dumps(mine, indent=2) + "\n")
+
+    def _fit_phase(self, task: Task, phase: Phase, folder: Path) -> None:
+        recipe, hardware = self.recipe, self.hardware
+        facts = {
+            **self.facts, "recipe": as_table(recipe), "seed": self.seed, "torch": torch.__version__,
+            "processor": platform.processor() or platform.machine(), "precision": hardware.lightning_precision(),
+        }
+        callbacks: list[Callback] = [
+            KeepBest(folder, recipe, phase, facts),
+            ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1, enable_version_counter=False,
+                            save_on_train_epoch_end=True),
+            LearningRateMonitor("epoch"),
+        ]
+        if recipe.stop_after:
+            callbacks.append(EarlyStopping("val_loss", patience=recipe.stop_after, mode="min"))
+        trainer = lightning.Trainer(
+            accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
+            precision=hardware.lightning_precision(), max_epochs=phase.epochs, callbacks=callbacks,
+            logger=[CSVLogger(folder, name="", version="csv"), TensorBoardLogger(folder, name="", version="tensorboard")],
+            enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False, num_sanity_val_steps=0,
+            gradient_clip_val=recipe.clip_gradient or None, log_every_n_steps=1, deterministic="warn",
+        )
+        last = folder / "last.ckpt"
+        trainer.fit(
+            task, self._loader(self.train, phase), self._loader(self.val, None),
+            ckpt_path=str(last) if last.exists() else None, weights_only=True,
+        )
+
+    def _loader(self, films: Dataset[Any], phase: Phase | None) -> DataLoader[Any]:
+        """Training batches of a phase, or validation batches where `phase` is None."""
+        sampler = None
+        if phase is not None:
+            even = self.recipe.balance == "even"
+            sampler = EpochSampler(
+                len(self.strata), seed=self.seed, strata=self.strata if even else None, films=phase.films
+            )
+        return DataLoader(
+            films, batch_size=self.recipe.batch, sampler=sampler, num_workers=self.hardware.workers,
+            drop_last=phase is not None, persistent_workers=self.hardware.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,217 @@
+"""From trained weights to a bundle: ONNX graphs, parity gates, calibration, and the papers that go with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from lungscope.bundle import MANIFEST, SCHEMA_VERSION, Bundle, sha256_of
+from lungscope.errors import BundleError
+from lungscope.report import DISCLAIMER
+from lungscope.runtime import Runtime
+from lungscope.training.classifier import view_spec
+from lungscope.training.engine import load_weights
+from lungscope.training.networks import build_classifier, build_segmenter, head_of
+
+log = logging.getLogger(__name__)
+
+OPSET = 18
+
+#: Largest difference that the gate lets through between torch and the runtime in f32, of probabilities and of logits.
+TOLERANCE = 1e-3
+#: The same between f32 and the f16 form in which weights are stored.
+STORED_TOLERANCE = 2e-2
+
+
+class SegmenterGraph(nn.Module):
+    """image f32 [N, 1, S, S] in 0..1 → probability f32 [N, 1, S, S]. The networks take 0..1 as it is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.network(image))
+
+
+class ClassifierGraph(nn.Module):
+    """image f32 [N, 1, S, S] in 0..1 → logits f32 [N, K] and cam f32 [N, K, h, w], with mean(cam) + bias = logits.
+
+    The head is a linear layer on averaged features, so that applying it at every place before averaging gives the map of
+    Grad-CAM up to a positive constant (Selvaraju et al. 2017, section 3; Zhou et al. 2016) without a backward pass.
+    """
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network = network
+        head = head_of(network, name)
+        self.weight = nn.Parameter(head.weight.detach()[:, :, None, None])
+        self.bias = nn.Parameter(head.bias.detach())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        cam = nn.functional.conv2d(self.network.forward_features(image), self.weight)
+        return cam.mean((2, 3)) + self.bias, cam
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights of a run and the facts beside them."""
+
+    weights: Path
+    facts: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Trained:
+        """`path`: a run's folder or its `.safetensors`. Raises BundleError where there is none."""
+        weights = path / "weights.safetensors" if path.is_dir() else path
+        facts = weights.with_suffix(".json")
+        if not weights.is_file() or not facts.is_file():
+            raise BundleError(f"{path}: expected a finished training run with weights.safetensors and weights.json")
+        return cls(weights, json.loads(facts.read_text()))
+
+
+def to_onnx(graph: nn.Module, size: int, path: Path, outputs: list[str]) -> None:
+    """Write `graph` as ONNX with input "image" f32 [N, 1, size, size], N free."""
+    example = torch.rand(2, 1, size, size)
+    with torch.no_grad():
+        torch.onnx.export(
+            graph.eval(), (example,), path, input_names=["image"], output_names=outputs, opset_version=OPSET,
+            dynamo=False, dynamic_axes={name: {0: "N"} for name in ["image", *outputs]},
+        )
+
+
+def store_as_f16(path: Path) -> None:
+    """Rewrite an ONNX file with its f32 weights stored as f16 and cast back when the graph is loaded; half the bytes."""
+    model = onnx.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 256:
+            continue
+        name, stored = tensor.name, f"{tensor.name}.f16"
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise BundleError(f"{path.name}: a weight of {name} is too large for f16; export it with f32 weights")
+        tensor.CopyFrom(numpy_helper.from_array(half, stored))
+        casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+    for node in reversed(casts):
+        model.graph.node.insert(0, node)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def parity(graph: nn.Module, path: Path, films: NDArray[np.float32], outputs: list[str]) -> dict[str, float]:
+    """Largest absolute difference of each output between torch and the runtime in f32 on `films` f32 [N, 1, S, S]."""
+    with torch.no_grad():
+        reference = graph.eval()(torch.from_numpy(films))
+    reference = [reference] if isinstance(reference, Tensor) else list(reference)
+    found = Runtime("cpu", "f32").compile(path, outputs=tuple(outputs))({"image": films})
+    return {
+        name: float(np.abs(found[name] - expected.numpy()).max()) for name, expected in zip(outputs, reference, strict=True)
+    }
+
+
+def export_graph(graph: nn.Module, path: Path, films: NDArray[np.float32], outputs: list[str]) -> dict[str, float]:
+    """Export, gate in f32, store as f16, gate again. Returns the differences; raises BundleError where a gate fails."""
+    to_onnx(graph, films.shape[-1], path, outputs)
+    exact = parity(graph, path, films, outputs)
+    store_as_f16(path)
+    stored = parity(graph, path, films, outputs)
+    for name in outputs:
+        # Maps and logits have no fixed range; the tolerance is a share of what they span on these films.
+        if exact[name] > TOLERANCE * _span(graph, films, outputs, name):
+            raise BundleError(f"{path.name}: runtime and torch differ by {exact[name]:.2g} in {name}; the gate is {TOLERANCE}")
+        if stored[name] > STORED_TOLERANCE * _span(graph, films, outputs, name):
+            raise BundleError(f"{path.name}: f16 weights change {name} by {stored[name]:.2g}; the gate is {STORED_TOLERANCE}")
+    return {f"{name}_f32": exact[name] for name in outputs} | {f"{name}_stored": stored[name] for name in outputs}
+
+
+def _span(graph: nn.Module, films: NDArray[np.float32], outputs: list[str], name: str) -> float:
+    with torch.no_grad():
+        result = graph(torch.from_numpy(films))
+    output = result if isinstance(result, Tensor) else result[outputs.index(name)]
+    return max(1.0, float(output.max() - output.min()))
+
+
+def export_bundle(
+    segmenters: list[Trained], classifier: Trained | None, out: Path, *, films: NDArray[np.float32], name: str,
+    version: str, pool: str = "mean", segmenter_size: int | None = None, temperature: float = 1.0,
+    abstain_below: float = 0.0, papers: dict[str, str] | None = None, facts: dict[str, Any] | None = None,
+) -> Bundle:
+    """Write a bundle to `out`, replacing one that is there, and return it as the package itself loads it.
+
+    films: f32 [N, 1, S, S] in 0..1, real ones, for the parity gates; resized to each network's grid.
+    papers: further text files by name (data card, metrics, licence). Raises BundleError where a gate fails.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        differences: dict[str, Any] = {"films": len(films), "tolerance_f32": TOLERANCE, "tolerance_stored": STORED_TOLERANCE}
+        size = segmenter_size or int(segmenters[0].facts["size"])
+        members = []
+        for number, trained in enumerate(segmenters, 1):
+            network = build_segmenter(trained.facts["network"])
+            load_weights(network, trained.weights)
+            file = "segmenter.onnx" if len(segmenters) == 1 else f"segmenter-{number}.onnx"
+            differences[file] = export_graph(SegmenterGraph(network), folder / file, _resized(films, size), ["probability"])
+            members.append({"network": trained.facts["network"], "file": file})
+        document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION, "name": name, "version": version,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "licence": "Research use only; see LICENCE and DATA_CARD.md", "disclaimer": DISCLAIMER, "files": {},
+            "segmenter": {"members": members, "pool": pool, "threshold": 0.5, "size": size, "labels": ["lung"]},
+            "classifier": None,
+        }
+        if classifier is not None:
+            document["classifier"], differences["classifier.onnx"] = _export_classifier(
+                classifier, folder / "classifier.onnx", films, temperature, abstain_below
+            )
+        for paper, text in (papers or {}).items():
+            (folder / paper).write_text(text)
+        runs = [*segmenters, classifier] if classifier else segmenters
+        document["parity"] = differences
+        document["training"] = {"runs": [{**run.facts, "weights_sha256": sha256_of(run.weights)} for run in runs], **(facts or {})}
+        document["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+        (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
+        Bundle.load(folder)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(folder, out)
+    return Bundle.load(out)
+
+
+def _export_classifier(
+    trained: Trained, path: Path, films: NDArray[np.float32], temperature: float, abstain_below: float
+) -> tuple[dict[str, Any], dict[str, float]]:
+    facts = trained.facts
+    size, labels, name = int(facts["size"]), list(facts["labels"]), facts["network"]
+    network = build_classifier(name, classes=len(labels), size=size)
+    load_weights(network, trained.weights)
+    graph = ClassifierGraph(network.eval(), name)
+    differences = export_graph(graph, path, _resized(films, size), ["logits", "cam"])
+    view = view_spec(facts["shown"], size, facts["margin"])
+    return {
+        "network": name, "file": path.name, "labels": labels, "bias": graph.bias.tolist(),
+        "view": {"input": view.input, "crop": view.crop, "margin": view.margin, "size": view.size},
+        "temperature": temperature, "abstain_below": abstain_below,
+    }, differences
+
+
+def _resized(films: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    x = torch.from_numpy(films)
+    resized: NDArray[np.float32] = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True).numpy()
+    return resized

@@ -1,0 +1,78 @@
+"""Films and labels of stores as torch data sets, and the seeded order in which an epoch sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from lungscope.data.store import Store
+
+
+class MaskedFilms(Dataset[tuple[Tensor, Tensor, int]]):
+    """Films that have a lung mask: (film u8 [1, S, S], mask u8 [1, S, S] 0/255, index of the store)."""
+
+    def __init__(self, chosen: Sequence[tuple[Store, Sequence[int]]]) -> None:
+        self.stores = [store for store, _ in chosen]
+        self.items = [
+            (s, i) for s, (store, indices) in enumerate(chosen) for i in indices if store.records[i].mask
+        ]
+        self.strata = [s for s, _ in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, int]:
+        s, i = self.items[n]
+        store = self.stores[s]
+        return torch.from_numpy(store.images[i][None].copy()), torch.from_numpy(store.masks[i][None].copy()), s
+
+
+class LabelledViews(Dataset[tuple[Tensor, int]]):
+    """Classifier inputs: (view u8 [1, V, V], class index). `views` is u8 [N, V, V], `labels` i64 [N]."""
+
+    def __init__(self, views: NDArray[np.uint8], labels: NDArray[np.int64], indices: Sequence[int]) -> None:
+        self.views, self.labels, self.indices = views, labels, list(indices)
+        self.strata = [int(labels[i]) for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, int]:
+        i = self.indices[n]
+        return torch.from_numpy(self.views[i][None].copy()), int(self.labels[i])
+
+
+class EpochSampler(Sampler[int]):
+    """The order of one epoch: a function of the seed and the epoch alone, so that a resumed run sees what it would have seen.
+
+    `strata` given: films are drawn with replacement, each stratum equally often; else no film twice, shuffled. `films`: how
+    many are drawn; 0 is as many as there are.
+    """
+
+    def __init__(self, n: int, *, seed: int, strata: Sequence[int] | None = None, films: int = 0) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+        self.films = films if strata is not None and films else min(films or n, n)
+        self.weights: Tensor | None = None
+        if strata is not None:
+            count = Counter(strata)
+            self.weights = torch.tensor([1 / count[s] for s in strata], dtype=torch.float64)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.films
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        if self.weights is None:
+            yield from torch.randperm(self.n, generator=generator)[: self.films].tolist()
+        else:
+            yield from torch.multinomial(self.weights, self.films, replacement=True, generator=generator).tolist()

@@ -1,0 +1,158 @@
+"""A training recipe: everything that decides a run but the data, as one TOML file under `recipes/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lungscope.errors import RecipeError, look_up
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of training at one input size; several phases in a row raise the resolution progressively.
+
+    films: how many films an epoch draws; 0 is as many as there are.
+    """
+
+    size: int
+    epochs: int
+    lr: float
+    films: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`plateau`: multiply the rate by `factor` after `patience` epochs without a better validation loss, down to `floor`.
+    `one-cycle`: warm up over the first `warmup` share of the steps, then anneal by a cosine to almost zero."""
+
+    name: Literal["plateau", "one-cycle"]
+    factor: float = 0.5
+    patience: int = 4
+    floor: float = 1e-6
+    warmup: float = 0.15
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which epoch's weights are kept."""
+
+    monitor: str
+    mode: Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to training films. Zero turns a change off.
+
+    rotation: degrees; shift, shear, zoom: shares of the side; aspect: log of the side ratio; flip: chance of a mirror image;
+    fill: what comes in from outside (`nearest` repeats the edge); gamma: log2 of the exponent; contrast, brightness: shares;
+    noise: standard deviation in 0..1; blur: chance; opacity: chance that synthetic opacities are painted into the lungs.
+    """
+
+    rotation: float = 0.0
+    shift: float = 0.0
+    shear: float = 0.0
+    zoom: float = 0.0
+    aspect: float = 0.0
+    flip: float = 0.0
+    fill: Literal["nearest", "zero"] = "nearest"
+    gamma: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    opacity: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """See the fields of the shipped files for what each one is for.
+
+    balance: draw each epoch's films evenly over stores (segmenter) or labels (classifier); `natural` takes every film once.
+    batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
+    the running averages.
+    """
+
+    kind: Literal["segmenter", "classifier"]
+    reason: str
+    network: str
+    phases: tuple[Phase, ...]
+    batch: int
+    optimizer: Literal["adam", "adamw"]
+    weight_decay: float
+    loss: Literal["bce", "bce+dice", "cross-entropy"]
+    schedule: Schedule
+    best: Best
+    augment: Augment = field(default_factory=Augment)
+    stop_after: int = 0
+    balance: Literal["natural", "even"] = "natural"
+    label_smoothing: float = 0.0
+    drop: float = 0.0
+    drop_path: float = 0.0
+    batch_norm_batches: int = 0
+    clip_gradient: float = 0.0
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("lungscope.training") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a shipped recipe by name, or any TOML file by path. Raises RecipeError with what is wrong and where."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file. Shipped recipes: {', '.join(recipe_names())}")
+        text = path.read_text()
+    else:
+        name = look_up(name_or_path, recipe_names(), what="recipe", error=RecipeError)
+        text = (resources.files("lungscope.training") / "recipes" / f"{name}.toml").read_text()
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name_or_path}: not valid TOML: {error}") from error
+    recipe: Recipe = _build(Recipe, table, str(name_or_path))
+    if not recipe.phases:
+        raise RecipeError(f"{name_or_path}: a recipe needs at least one [[phases]]")
+    return recipe
+
+
+def as_table(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, for the JSON beside a checkpoint."""
+    return dataclasses.asdict(recipe)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn a TOML value into `kind`, refusing unknown and missing keys, wrong types and values outside a Literal."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where}: expected a table, got {value!r}")
+        hints = get_type_hints(kind)
+        for key in value:
+            look_up(key, hints, what=f"{where}: key", error=RecipeError)
+        required = {
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        if missing := sorted(required - set(value)):
+            raise RecipeError(f"{where}: missing {', '.join(missing)}")
+        return kind(**{key: _build(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise RecipeError(f"{where}: expected a list, got {value!r}")
+        return tuple(_build(get_args(kind)[0], item, where) for item in value)
+    if get_origin(kind) is Literal:
+        return look_up(str(value), get_args(kind), what=where, error=RecipeError)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RecipeError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value

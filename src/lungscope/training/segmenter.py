@@ -1,0 +1,88 @@
+"""Train a lung segmenter (paper, "Segmentation")."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import DataError, RecipeError
+from lungscope.training.augment import paint_opacities, random_affine, random_tone, to_float, warp
+from lungscope.training.engine import Hardware, Run, Task
+from lungscope.training.films import MaskedFilms
+from lungscope.training.networks import build_segmenter
+from lungscope.training.recipe import Phase, Recipe
+
+
+class SegmenterTask(Task):
+    """Binary segmentation; logs `val_loss`, `val_dice` (strict, mean over films, mean over stores) and one for each store."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int, stores: list[str]) -> None:
+        super().__init__(network, recipe, phase, seed)
+        self.stores = stores
+        self.dice: dict[int, list[Tensor]] = defaultdict(list)
+
+    def prepare(self, batch: Any, *, train: bool) -> tuple[Tensor, Tensor]:
+        films, masks, _ = batch
+        x, mask = to_float(films, self.phase.size), to_float(masks, self.phase.size)
+        if train:
+            spec = self.recipe.augment
+            both = warp(torch.cat([x, mask], 1), random_affine(len(x), spec, x), spec.fill)
+            x, mask = both[:, :1], both[:, 1:]
+            if spec.opacity:
+                x = paint_opacities(x, mask, spec.opacity)
+            x = random_tone(x, spec)
+        return x, (mask >= 0.5).float()
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(output, target)
+        if self.recipe.loss == "bce+dice":
+            p = output.sigmoid()
+            overlap = (p * target).sum((1, 2, 3))
+            loss = loss + (1 - (2 * overlap + 1) / (p.sum((1, 2, 3)) + target.sum((1, 2, 3)) + 1)).mean()
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        x, target = self.prepare(batch, train=False)
+        output = self.forward_network(x)
+        self.log("val_loss", self.loss(output, target), batch_size=len(x), sync_dist=True)
+        found = output > 0
+        overlap = 2 * (found * target).sum((1, 2, 3))
+        dice = overlap / (found.sum((1, 2, 3)) + target.sum((1, 2, 3))).clamp_min(1)
+        for s in batch[2].unique().tolist():
+            self.dice[s].append(dice[batch[2] == s])
+
+    def on_validation_epoch_end(self) -> None:
+        means = {self.stores[s]: torch.cat(values).mean() for s, values in sorted(self.dice.items())}
+        self.dice.clear()
+        self.log_dict({f"val_dice_{name}": value for name, value in means.items()}, sync_dist=True)
+        self.log("val_dice", torch.stack(list(means.values())).mean(), sync_dist=True)
+
+
+def train_segmenter(
+    recipe: Recipe, data: list[tuple[Store, Split]], folder: Path, *, seed: int, hardware: Hardware,
+    initial: Path | None = None,
+) -> Path:
+    """Train `recipe.network` on the masked films of the train parts; validate on the val parts; never touch the test parts.
+
+    Returns the path of `folder/weights.safetensors`. Raises RecipeError or DataError where recipe and data do not fit.
+    """
+    if recipe.kind != "segmenter":
+        raise RecipeError(f"expected a segmenter's recipe, got a {recipe.kind}'s")
+    train = MaskedFilms([(store, split.select(store, "train")) for store, split in data])
+    val = MaskedFilms([(store, split.select(store, "val")) for store, split in data])
+    if not len(train) or not len(val):
+        raise DataError(f"{len(train)} training and {len(val)} validation films have a lung mask; both are needed")
+    names = [store.name for store, _ in data]
+    facts = {"network": recipe.network, "stores": names, "films": {"train": len(train), "val": len(val)}}
+    run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
+    return run.fit(
+        lambda size: build_segmenter(recipe.network),
+        lambda network, phase: SegmenterTask(network, recipe, phase, seed, names),
+    )

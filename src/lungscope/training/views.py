@@ -1,0 +1,80 @@
+"""What a classifier is trained on: views of every film, cut by the very code that cuts them at inference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungscope.bundle import Bundle
+from lungscope.data.store import Store
+from lungscope.errors import InputError
+from lungscope.pipeline import Analyzer
+from lungscope.stages.classification import ViewSpec, lung_view
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Views:
+    """views: u8 [N, V, V], one row a film of the store, 0..255. usable: bool [N], False where no lungs were found."""
+
+    views: NDArray[np.uint8]
+    usable: NDArray[np.bool_]
+
+
+def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: Path) -> dict[str, Views]:
+    """Segment every film of `store` once with `bundle` and cut each view in `specs`; kept under `cache` by content.
+
+    The cache key is made of the films', the segmenter's and the views' digests, so a stale file is never read.
+    """
+    films = hashlib.sha256("".join(record.sha256 for record in store.records).encode()).hexdigest()
+    networks = [weights.sha256 for weights in bundle.segmenter.members]
+    keys = {
+        name: hashlib.sha256(json.dumps([films, networks, asdict(spec)]).encode()).hexdigest()[:16]
+        for name, spec in specs.items()
+    }
+    paths = {name: (cache / f"{key}-views.npy", cache / f"{key}-usable.npy") for name, key in keys.items()}
+    if not all(path.exists() for pair in paths.values() for path in pair):
+        _cut(store, bundle, specs, paths)
+    return {
+        name: Views(np.load(views, mmap_mode="r", allow_pickle=False), np.load(usable, allow_pickle=False))
+        for name, (views, usable) in paths.items()
+    }
+
+
+def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:
+    analyzer = Analyzer(replace(bundle, classifier=None))
+    count = len(store.records)
+    arrays = {name: np.zeros((count, spec.size, spec.size), np.uint8) for name, spec in specs.items()}
+    usable = np.ones(count, np.bool_)
+
+    def cut(i: int) -> None:
+        try:
+            report = analyzer.analyze(store.path_of(store.records[i]))
+        except InputError as error:
+            usable[i] = False
+            log.warning("%s: %s", store.records[i].id, error)
+            return
+        for name, spec in specs.items():
+            view, _ = lung_view(report.film.pixels, report.lungs.mask, spec)
+            arrays[name][i] = np.rint(view * 255)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(cut, range(count)), 1):
+            if done % 1000 == 0:
+                log.info("%s: %d of %d films cut", store.name, done, count)
+    for name, (views, flags) in paths.items():
+        views.parent.mkdir(parents=True, exist_ok=True)
+        for path, array in ((flags, usable), (views, arrays[name])):
+            part = path.with_name(f"{path.name}.part")
+            with part.open("wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+            os.replace(part, path)
