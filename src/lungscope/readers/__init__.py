@@ -1,0 +1,104 @@
+"""Film files in, `Radiograph`s out. After here nobody asks what kind of file it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from lungscope.errors import UnreadableFileError, UnsupportedImageError
+from lungscope.radiograph import Radiograph, Source
+from lungscope.readers.common import MAX_BYTES
+
+__all__ = ["decode", "find", "read"]
+
+#: What systems leave in folders of films, and is none.
+_NO_FILM = frozenset({"dicomdir", "thumbs.db", "desktop.ini"})
+
+
+def read(path: str | os.PathLike[str]) -> Radiograph:
+    """Read one film file. Its content decides what it is, never its name.
+
+    Raises UnreadableFileError for what is missing, a folder, not permitted, empty, broken or no image;
+    UnsupportedImageError for an image that is no single grey radiograph. Both name the file.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            _entries(path)  # raises where the folder cannot be listed
+            what = "holds no film file" if find([path]) == [path] else "is a folder"
+            raise UnreadableFileError(f"{path}: {what}. Give a film file, or a folder with films in it.")
+        if not path.exists():
+            looping = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+            raise UnreadableFileError(f"{path}: {looping}. Check the path.")
+        if not path.is_file():
+            raise UnreadableFileError(f"{path}: is a device, pipe or socket. Give a film file.")
+        if path.stat().st_size > MAX_BYTES:
+            raise UnsupportedImageError(
+                f"{path}: has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read. Give a single film."
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UnreadableFileError(f"{path}: cannot be read: {reason}. Check the path and its permissions.") from error
+    return decode(data, str(path), path=path)
+
+
+def decode(data: bytes, name: str, *, path: Path | None = None) -> Radiograph:
+    """Read one film from the bytes of its file. `name` is what errors call it. Raises as `read` does."""
+    # Imported here, so that a folder of PNGs never waits for pydicom, nor a DICOM node for Pillow.
+    if not data:
+        raise UnreadableFileError(f"{name}: is empty (0 bytes). Export or copy the film again.")
+    if _is_dicom(data):
+        from lungscope.readers import dicom
+
+        film = dicom.decode(data, name)
+    else:
+        from lungscope.readers import raster
+
+        film = raster.decode(data, name)
+    source = Source(path, hashlib.sha256(data).hexdigest(), film.format, film.tags)
+    return Radiograph(film.pixels, source, film.spacing_mm, film.spacing_origin)
+
+
+def find(inputs: Iterable[Path]) -> list[Path]:
+    """Expand folders, recursively and sorted, into the files in them; each file once, in the order of `inputs`.
+
+    Every file counts, whatever its name, so that nothing is left out in silence; only hidden files and folders and
+    DICOMDIR, Thumbs.db and desktop.ini are passed over. Links are followed, each folder once. Nothing is raised: a
+    path that is missing, and a folder that is empty or cannot be listed, stay in the list, so that `read` says what
+    is wrong with them and the others go on.
+    """
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    for item in map(Path, inputs):
+        for path in _expand(item, seen) or [item]:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def _expand(path: Path, seen: set[str]) -> list[Path]:
+    """The files below `path`; [] for a folder without any. `seen` holds the folders that were listed before."""
+    if not os.path.isdir(path):
+        return [path]
+    real = os.path.realpath(path)
+    if real in seen:
+        return []
+    seen.add(real)
+    try:
+        entries = _entries(path)
+    except OSError:
+        return [path]
+    return [film for entry in entries for film in _expand(path / entry.name, seen)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        films = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _NO_FILM]
+    return sorted(films, key=lambda entry: entry.name)
+
+
+def _is_dicom(data: bytes) -> bool:
+    """PS3.10 7.1: 128 free bytes, then "DICM". Older files begin with group 0002 or 0008, little endian."""
+    return data[128:132] == b"DICM" or (data[:2] in (b"\x02\x00", b"\x08\x00") and data[3:4] == b"\x00")

@@ -1,0 +1,38 @@
+"""What the readers share: how large a stranger's file may be, and what each of them hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lungscope.errors import UnsupportedImageError
+from lungscope.radiograph import Pixels
+
+#: Most pixels that are decoded. A 35 x 43 cm film digitised at 50 micrometres has 60 million; Pillow itself starts to
+#: warn of decompression bombs at 89 million. Checked on the header, before memory is asked for.
+MAX_PIXELS = 80_000_000
+
+#: Most bytes that are read of one file, and that a deflated one may grow to: MAX_PIXELS as f32, and a header.
+MAX_BYTES = 4 * MAX_PIXELS + 2**24
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A film out of its container.
+
+    pixels: f32 [H, W], 0..1, bright = dense. The other fields are those of `Radiograph` and `Source`.
+    """
+
+    pixels: Pixels
+    format: str
+    tags: dict[str, str] = field(default_factory=dict)
+    spacing_mm: tuple[float, float] | None = None
+    spacing_origin: str | None = None
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Raise UnsupportedImageError if the header promises more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise UnsupportedImageError(
+            f"{name}: its header promises {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded. "
+            "Give a chest film at its detector's resolution."
+        )

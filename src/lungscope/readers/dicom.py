@@ -1,0 +1,364 @@
+"""DICOM CR, DX and secondary capture films, through pydicom.
+
+The grey scale follows PS3.4 N.2 and PS3.3 C.11, in this order:
+
+1. Modality: Modality LUT Sequence, or Rescale Slope and Intercept (C.11.1).
+2. VOI: the first VOI LUT Sequence item if there is one, else the first Window (LINEAR, LINEAR_EXACT, SIGMOID;
+   C.11.2.1). Where both are present they are alternatives (C.11.2.1.1); the LUT is the vendor's film curve, the window
+   its straight approximation. Where neither is, or the width is illegal, the range is everything that Bits Stored can
+   hold, after step 1.
+3. Polarity: inverted for MONOCHROME1 (C.7.6.3.1.2) or Presentation LUT Shape INVERSE (C.11.6.1.2). Both together say
+   the same thing once (C.8.11.3), so they invert once. MONOCHROME1 with IDENTITY contradicts itself; it is inverted
+   too, since scanners are known that write IDENTITY regardless.
+4. Pixel Padding Value, up to Pixel Padding Range Limit (C.7.5.1.1.2), is no film: 0.
+
+Stored values have at most 16 bits, so all of that is computed once for each possible value and looked up per pixel.
+Each transfer syntax has exactly one decoder, so that what comes out does not depend on what else is installed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pydicom.uid as uid
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.pixels.decoders.base import get_decoder
+
+from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
+from lungscope.radiograph import Pixels
+from lungscope.readers.common import MAX_BYTES, Decoded, check_size
+
+#: Kinds of device that make films: computed and digital radiography, digitised film, and secondary captures of them.
+MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT")
+
+#: SOP classes that speak for a file without a Modality.
+SOP_CLASSES = (
+    uid.ComputedRadiographyImageStorage,
+    uid.DigitalXRayImageStorageForPresentation,
+    uid.DigitalXRayImageStorageForProcessing,
+    uid.SecondaryCaptureImageStorage,
+)
+
+#: The decoder (pydicom's name of a plugin; "" where none is needed) of each transfer syntax that is read. 12-bit JPEG
+#: Extended is missing: no decoder under a permissive licence has it.
+DECODERS: dict[str, str] = {
+    uid.ImplicitVRLittleEndian: "",
+    uid.ExplicitVRLittleEndian: "",
+    uid.ExplicitVRBigEndian: "",
+    uid.DeflatedExplicitVRLittleEndian: "",
+    uid.RLELossless: "pydicom",
+    uid.JPEGBaseline8Bit: "pillow",
+    uid.JPEGExtended12Bit: "pillow",
+    uid.JPEGLossless: "gdcm",
+    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLSLossless: "pyjpegls",
+    uid.JPEGLSNearLossless: "pyjpegls",
+    uid.JPEG2000Lossless: "pylibjpeg",
+    uid.JPEG2000: "pylibjpeg",
+    uid.HTJ2KLossless: "pylibjpeg",
+    uid.HTJ2KLosslessRPCL: "pylibjpeg",
+    uid.HTJ2K: "pylibjpeg",
+}
+
+#: Where spacing may stand, best first (PS3.3 10.7.1.3): calibrated to the patient, at the detector, at the scanner.
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
+#: What is kept as `Source.tags`. Nothing that names or dates the patient.
+KEYWORDS = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "ConversionType",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "BodyPartExamined",
+    "ViewPosition",
+    "PatientOrientation",
+    "PatientPosition",
+    "ImageLaterality",
+    "PresentationIntentType",
+    "PixelIntensityRelationship",
+    "PhotometricInterpretation",
+    "PresentationLUTShape",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "EstimatedRadiographicMagnificationFactor",
+    "PixelAspectRatio",
+    "LossyImageCompression",
+    "BurnedInAnnotation",
+)
+
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+_NATIVE = ("", "pydicom")
+
+Values = NDArray[np.float64]
+
+
+def decode(data: bytes, name: str) -> Decoded:
+    """Decode the bytes of a DICOM file; `name` is what errors call it.
+
+    Raises UnreadableFileError (broken, cut short) or UnsupportedImageError (another modality, colour, several frames,
+    a compression that is not read, more than 16 bits, too large).
+    """
+    try:
+        return _decode(data, name)
+    except InputError:
+        raise
+    except InvalidDicomError as error:
+        raise UnreadableFileError(f"{name}: begins like DICOM but is not. Export the film again.") from error
+    except Exception as error:  # pydicom and the codecs let nearly every type escape from a broken file
+        raise UnreadableFileError(
+            f"{name}: is a DICOM file that is broken or cut short ({error}). Export or copy the film again."
+        ) from error
+
+
+def _decode(data: bytes, name: str) -> Decoded:
+    _check_deflated(data, name)
+    ds = dcmread(BytesIO(data), force=True)
+    _check_kind(ds, name)
+    if "PixelData" not in ds:
+        raise UnreadableFileError(f"{name}: is a DICOM file without pixels, or was cut short. Export the film again.")
+    missing = [keyword for keyword in _NEEDED if ds.get(keyword) is None]
+    if missing:
+        raise UnreadableFileError(f"{name}: its DICOM header lacks {', '.join(missing)}. Export the film again.")
+    _check_pixels(ds, name)
+    table, how = grey_scale(ds)
+    pixels = table[_codes(ds, name)]
+    spacing, origin = _spacing(ds)
+    tags = {key: text for key in KEYWORDS if (text := _text(ds.get(key)))}
+    tags |= {"TransferSyntaxUID": str(_transfer_syntax(ds)), "GreyScale": how}
+    if views := ds.get("ViewCodeSequence"):
+        tags["ViewCodeMeaning"] = _text(views[0].get("CodeMeaning"))
+    return Decoded(pixels, "DICOM", tags, spacing, origin)
+
+
+def grey_scale(ds: Dataset) -> tuple[Pixels, str]:
+    """What each stored value looks like, and in words how that came about.
+
+    The table is f32 [2 ** BitsStored] in 0..1, bright = dense, indexed by the stored bits read as an unsigned number.
+    Raises ValueError where the rescale or a LUT is illegal.
+    """
+    bits = int(ds.BitsStored)
+    stored = np.arange(2**bits)
+    if ds.PixelRepresentation == 1:
+        stored[2 ** (bits - 1) :] -= 2**bits
+    if modality := ds.get("ModalityLUTSequence"):
+        values, (low, high) = _look_up(stored, modality[0])
+    else:
+        values = _rescale(stored, ds)
+        low, high = float(values.min()), float(values.max())
+    window = _window(values, ds)
+    if voi := _voi_lut(ds):
+        values, (low, high) = _look_up(values, voi)
+        shades, how = (values - low) / (high - low), "VOI LUT"
+    elif window is not None:
+        shades, how = window, f"window {_text(ds.WindowCenter)} / {_text(ds.WindowWidth)}"
+    else:
+        shades, how = (values - low) / (high - low), f"all of {low:g} to {high:g}"
+    shape = _text(ds.get("PresentationLUTShape")).upper()
+    if ds.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE":
+        shades, how = 1 - shades, how + ", inverted"
+    if (padding := ds.get("PixelPaddingValue")) is not None:
+        limit = ds.get("PixelPaddingRangeLimit", padding)
+        shades[(stored >= min(padding, limit)) & (stored <= max(padding, limit))] = 0
+        how += f", padding {padding} to {limit} as 0"
+    return np.clip(shades, 0, 1).astype(np.float32), how
+
+
+def _check_deflated(data: bytes, name: str) -> None:
+    """Refuse a deflated data set (PS3.5 A.5) that grows beyond MAX_BYTES, before pydicom inflates all of it."""
+    # PS3.10 7.1: the first element of the file meta information is its group length, at a fixed place.
+    start = 144 + int.from_bytes(data[140:144], "little")
+    if uid.DeflatedExplicitVRLittleEndian.encode() not in data[144:start]:
+        return
+    inflater, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), data[start:], 0
+    while rest and not inflater.eof:
+        size += len(inflater.decompress(rest, 2**24))
+        rest = inflater.unconsumed_tail
+        if size > MAX_BYTES:
+            raise UnsupportedImageError(f"{name}: inflates to more than {MAX_BYTES:,} bytes. Give a single film.")
+
+
+def _check_kind(ds: Dataset, name: str) -> None:
+    modality = _text(ds.get("Modality")).upper()
+    sop_class = uid.UID(_text(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")))
+    if modality in MODALITIES or (not modality and sop_class in SOP_CLASSES):
+        return
+    if not modality and not sop_class:
+        raise UnreadableFileError(
+            f"{name}: says neither which modality nor which kind of DICOM object it is; it is broken or no DICOM file. "
+            "Export the film again."
+        )
+    kind = f"modality {modality}" if modality else "no modality"
+    raise UnsupportedImageError(
+        f"{name}: is no radiograph ({kind}, {sop_class.name or 'unknown object'}). "
+        f"Give a chest film of modality {', '.join(MODALITIES)}."
+    )
+
+
+def _check_pixels(ds: Dataset, name: str) -> None:
+    check_size(int(ds.Columns), int(ds.Rows), name)
+    photometric, samples = str(ds.PhotometricInterpretation), int(ds.get("SamplesPerPixel", 1))
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UnsupportedImageError(
+            f"{name}: is a colour picture ({photometric}, {samples} samples per pixel). "
+            "Give a film with MONOCHROME1 or MONOCHROME2."
+        )
+    if (frames := int(ds.get("NumberOfFrames") or 1)) != 1:
+        raise UnsupportedImageError(f"{name}: holds {frames} frames. Give one film per file.")
+    allocated, stored = int(ds.BitsAllocated), int(ds.BitsStored)
+    if allocated not in (8, 16) or not 2 <= stored <= allocated:
+        raise UnsupportedImageError(
+            f"{name}: stores {stored} of {allocated} bits per pixel. Films with 8 or 16 bits allocated, "
+            "and no more than that stored, are read."
+        )
+
+
+def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
+    """The stored bits of each pixel as an unsigned number, [H, W]."""
+    syntax = _transfer_syntax(ds)
+    bits = int(ds.BitsStored)
+    if syntax not in DECODERS or (syntax == uid.JPEGExtended12Bit and bits > 8):
+        raise UnsupportedImageError(
+            f"{name}: its compression, {syntax.name} ({syntax}) of {bits} bits, is not read. Send it "
+            "uncompressed or as JPEG Lossless, JPEG-LS, JPEG 2000 or RLE (for example with dcmtk or gdcmconv --raw)."
+        )
+    if syntax.is_encapsulated and (size := _codestream_size(ds.PixelData)) not in (None, (ds.Columns, ds.Rows)):
+        raise UnreadableFileError(
+            f"{name}: its header says {ds.Columns} x {ds.Rows} pixels, its compressed data {size}. Export it again."
+        )
+    plugin = DECODERS[syntax]
+    array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
+    if 8 * array.itemsize == bits:
+        return codes
+    if plugin not in _NATIVE and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:
+        raise UnreadableFileError(
+            f"{name}: its header says {bits} bits are stored, its compressed data hold more. Export it again."
+        )
+    # Retired overlays may live in the unused bits (PS3.5 8.1.2), and sign bits do; neither is part of the value.
+    return codes & codes.dtype.type(2**bits - 1)
+
+
+def _transfer_syntax(ds: Dataset) -> uid.UID:
+    """The transfer syntax; for files from before PS3.10, without a header, the one that pydicom found by reading."""
+    syntax = ds.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        syntax = uid.ImplicitVRLittleEndian if ds.original_encoding[0] else uid.ExplicitVRLittleEndian
+        ds.file_meta.TransferSyntaxUID = syntax
+    return uid.UID(syntax)
+
+
+def _codestream_size(pixel_data: bytes) -> tuple[int, int] | None:
+    """(columns, rows) that the first JPEG, JPEG-LS or JPEG 2000 codestream announces; None for others.
+
+    Codecs allocate by it, so a small file could claim any amount of memory behind an honest DICOM header.
+    """
+
+    def number(offset: int, length: int) -> int:
+        return int.from_bytes(pixel_data[offset : offset + length], "big")
+
+    # ISO 15444-1 A.5.1: SOC and SIZ, then 4 bytes, then the far and after it the near corner of the image.
+    if (start := pixel_data.find(b"\xff\x4f\xff\x51", 0, 2**16)) >= 0:
+        return number(start + 8, 4) - number(start + 16, 4), number(start + 12, 4) - number(start + 20, 4)
+    # ISO 10918-1 B.2.2 and ISO 14495-1 C.2.2: the frame header is one of SOF0..SOF15 (but not DHT, JPG, DAC), or SOF55.
+    offset = pixel_data.find(b"\xff\xd8\xff", 0, 2**16) + 2
+    while offset >= 2 and offset + 9 <= len(pixel_data) and pixel_data[offset] == 0xFF:
+        marker = pixel_data[offset + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return number(offset + 7, 2), number(offset + 5, 2)
+        offset += 1 if marker == 0xFF else 2 + number(offset + 2, 2)
+    return None
+
+
+def _rescale(stored: NDArray[np.int_], ds: Dataset) -> Values:
+    slope, intercept = _number(ds.get("RescaleSlope"), 1.0), _number(ds.get("RescaleIntercept"), 0.0)
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise ValueError(f"Rescale Slope {slope} and Intercept {intercept} turn every pixel into the same or no value")
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _window(values: Values, ds: Dataset) -> Values | None:
+    """PS3.3 C.11.2.1.2 and C.11.2.1.3, with an output range of 0..1; None without a legal window."""
+    center, width = _number(ds.get("WindowCenter"), math.nan), _number(ds.get("WindowWidth"), math.nan)
+    function = _text(ds.get("VOILUTFunction")).upper() or "LINEAR"
+    if not math.isfinite(center) or not math.isfinite(width) or width <= 0 or (function == "LINEAR" and width < 1):
+        return None
+    if function == "SIGMOID":
+        # The standard's 1 / (1 + exp(-4 (x - c) / w)), in a form that can not overflow.
+        return 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
+    if function == "LINEAR":
+        # A width of 1 is a step (C.11.2.1.2.1, note 2).
+        center, width = center - 0.5, max(width - 1, 1e-6)
+    elif function != "LINEAR_EXACT":
+        raise ValueError(f"VOI LUT Function {function} is none of LINEAR, LINEAR_EXACT, SIGMOID")
+    shades: Values = np.clip((values - center) / width + 0.5, 0, 1)
+    return shades
+
+
+def _voi_lut(ds: Dataset) -> Dataset | None:
+    items = ds.get("VOILUTSequence")
+    return items[0] if items and "LUTDescriptor" in items[0] and "LUTData" in items[0] else None
+
+
+def _look_up(values: NDArray[Any], item: Dataset) -> tuple[Values, tuple[float, float]]:
+    """Map `values` through a LUT (PS3.3 C.11.1.1 and C.11.2.1.1); also the range that its entries can have."""
+    count, first, bits = (int(number) for number in item.LUTDescriptor)
+    count = count or 2**16
+    raw: bytes | Sequence[int] = item.LUTData
+    if isinstance(raw, bytes):
+        # OW: one entry a word, or for up to 8 bits two entries a word.
+        entries = np.frombuffer(raw, np.uint8 if len(raw) < 2 * count else np.uint16)
+    else:
+        entries = np.asarray(raw, np.uint16)
+        if entries.size < count:
+            entries = entries.view(np.uint8)
+    if not 1 <= bits <= 16 or entries.size < count:
+        raise ValueError(f"a LUT of {count} entries of {bits} bits holds {entries.size}")
+    index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
+    return entries[:count][index].astype(np.float64), (0.0, float(2**bits - 1))
+
+
+def _spacing(ds: Dataset) -> tuple[tuple[float, float] | None, str | None]:
+    for keyword in SPACINGS:
+        value = ds.get(keyword)
+        if isinstance(value, MultiValue) and len(value) == 2:
+            rows, columns = float(value[0]), float(value[1])
+            if 0 < rows < math.inf and 0 < columns < math.inf:
+                return (rows, columns), keyword
+    return None, None
+
+
+def _number(value: Any, default: float) -> float:
+    """The first number of an element, which may be absent or empty."""
+    if isinstance(value, MultiValue):
+        value = value[0] if value else None
+    return default if value is None or value == "" else float(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value).strip()

@@ -1,0 +1,163 @@
+"""Stage 1: can this film be analysed at all, and what should its reader know about it?
+
+Refused is what no later stage could answer for; everything else that is odd becomes a warning. The limits on grey
+values were set so that none fires on 358 clinical films of six collections (spread of grey values at least 0.46, at
+most 0.41 of a film black and 0.20 white).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lungscope.errors import QualityError, UnsupportedImageError
+from lungscope.radiograph import Pixels, Radiograph
+
+#: Short side in pixels. Below the first a rib is narrower than a pixel; the second is what the training films have.
+MIN_SIDE, GOOD_SIDE = 64, 224
+#: Long side over short side.
+MAX_ASPECT, GOOD_ASPECT = 3.0, 1.6
+#: Distance of the 1st and 99th percentile. 1/16 is what is left of 12 bits in a 16-bit file that was never scaled.
+MIN_SPREAD, GOOD_SPREAD = 1 / 16, 0.3
+#: Share of black and of white pixels.
+MAX_EMPTY, GOOD_EMPTY, GOOD_CLIPPED = 0.95, 0.6, 0.25
+
+#: Grey levels that are counted, and how wide the black and the white end are.
+LEVELS, EDGE = 4096, 0.02
+
+#: Values of DICOM View Position (PS3.3 C.8.1.2 and C.8.11.5) that are no frontal view.
+SIDE_VIEWS = frozenset(
+    {"LL", "RL", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "LAT", "LATERAL", "LEFT LATERAL", "RIGHT LATERAL"}
+)
+CHEST_PARTS = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "STERNUM", "CLAVICLE", "TSPINE", "ABDOMENCHEST", "WHOLEBODY")
+
+
+@dataclass(frozen=True)
+class Warning_:
+    """Something that does not stop the analysis but weakens it. `code` is stable; `stage` is who noticed."""
+
+    code: str
+    message: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """What the film is like before any network has seen it.
+
+    view: DICOM View Position ("PA", "AP", …), or None where the file does not say.
+    spread: distance of the 1st and 99th percentile of the grey values, 0..1.
+    empty, clipped: share of pixels at the black and at the white end, 0..1.
+    """
+
+    view: str | None
+    spread: float
+    empty: float
+    clipped: float
+    warnings: tuple[Warning_, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as a JSON-ready dict; shares rounded to four digits."""
+        return {
+            "view": self.view,
+            "spread": round(self.spread, 4),
+            "empty": round(self.empty, 4),
+            "clipped": round(self.clipped, 4),
+            "warnings": [asdict(warning) for warning in self.warnings],
+        }
+
+
+def inspect(film: Radiograph) -> InputCheck:
+    """Check size, grey values and DICOM view of a film.
+
+    Raises QualityError where nothing usable is in it (too small, a strip, blank, no contrast) and UnsupportedImageError
+    for a view that is not frontal.
+    """
+    found: list[Warning_] = []
+
+    def warn(code: str, message: str) -> None:
+        found.append(Warning_(code=code, message=message, stage="quality"))
+
+    name = str(film.source.path) if film.source.path else "film"
+    _check_shape(film, name, warn)
+    view = _check_tags(film.source.tags, name, warn)
+    spread, empty, clipped = _check_greys(film.pixels, name, warn)
+    if film.spacing_mm and max(film.spacing_mm) > 1.01 * min(film.spacing_mm):
+        rows, columns = film.spacing_mm
+        warn("pixels-not-square", f"Pixels are {rows:g} x {columns:g} mm. Lungs look stretched to the networks.")
+    return InputCheck(view, spread, empty, clipped, tuple(found))
+
+
+def _check_shape(film: Radiograph, name: str, warn: Callable[[str, str], None]) -> None:
+    height, width = film.shape
+    short, long = sorted(film.shape)
+    if short < MIN_SIDE:
+        raise QualityError(
+            f"{name}: has {width} x {height} pixels; the short side needs at least {MIN_SIDE}. Give the original film, "
+            "not its thumbnail."
+        )
+    if short < GOOD_SIDE:
+        warn("small", f"Only {width} x {height} pixels; the networks want a short side of {GOOD_SIDE} or more.")
+    if long > MAX_ASPECT * short:
+        raise QualityError(
+            f"{name}: has {width} x {height} pixels, a strip; a side may be at most {MAX_ASPECT:g} times the other. "
+            "Give a whole chest film."
+        )
+    if long > GOOD_ASPECT * short:
+        warn("odd-aspect", f"{width} x {height} pixels is odd for a chest film. It may be cut, or hold two films.")
+
+
+def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None]) -> str | None:
+    view = tags.get("ViewPosition", "").upper()
+    meaning = tags.get("ViewCodeMeaning", "").lower()
+    if view in SIDE_VIEWS or (not view and "lateral" in meaning and "decubitus" not in meaning):
+        raise UnsupportedImageError(
+            f"{name}: is not a frontal view (View Position {view or meaning!r}). Give the PA or AP film of the study."
+        )
+    part = tags.get("BodyPartExamined", "").upper()
+    if part and not any(chest in part.replace(" ", "").replace("_", "") for chest in CHEST_PARTS):
+        warn("not-chest", f"The file says that it shows {part}, not the chest.")
+    if tags.get("PresentationIntentType", "").upper() == "FOR PROCESSING":
+        warn("for-processing", "Raw detector data (FOR PROCESSING). The networks know films FOR PRESENTATION.")
+    if tags.get("PhotometricInterpretation") == "MONOCHROME1" and tags.get("PresentationLUTShape", "") == "IDENTITY":
+        warn("polarity", "MONOCHROME1 and Presentation LUT Shape IDENTITY contradict each other; read as MONOCHROME1.")
+    if tags.get("PhotometricInterpretation") == "MONOCHROME2" and tags.get("PresentationLUTShape", "") == "INVERSE":
+        warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
+    rows, _, columns = tags.get("PatientOrientation", "").upper().partition("\\")
+    if rows.startswith("R"):
+        warn("mirrored", "Patient Orientation says that the patient's left is on the image's left: sides are swapped.")
+    if columns.startswith("H"):
+        warn("upside-down", "Patient Orientation says that the image's rows run from the feet to the head.")
+    if rows.startswith(("A", "P")):
+        warn("maybe-lateral", f"Patient Orientation {rows}/{columns} is that of a lateral film.")
+    elif rows.startswith(("H", "F")):
+        warn("rotated", f"Patient Orientation {rows}/{columns} says that the film lies on its side.")
+    return view or None
+
+
+def _check_greys(pixels: Pixels, name: str, warn: Callable[[str, str], None]) -> tuple[float, float, float]:
+    counts, _ = np.histogram(pixels, bins=LEVELS, range=(0.0, 1.0))
+    share = np.cumsum(counts) / pixels.size
+    low, high = (int(np.searchsorted(share, quantile)) for quantile in (0.01, 0.99))
+    spread = (high - low) / (LEVELS - 1)
+    edge = round(LEVELS * EDGE)
+    empty, clipped = float(share[edge - 1]), float(1 - share[-edge - 1])
+    if counts.max() == pixels.size or pixels.min() == pixels.max():
+        raise QualityError(f"{name}: is blank: every pixel is {pixels[0, 0]:.3g} (0 black, 1 white). Export it again.")
+    if empty > MAX_EMPTY:
+        raise QualityError(f"{name}: {empty:.0%} of it is black; at most {MAX_EMPTY:.0%} may be. Export it again.")
+    if spread < MIN_SPREAD:
+        raise QualityError(
+            f"{name}: its grey values use {spread:.1%} of the range of the file; at least {MIN_SPREAD:.1%} are needed. "
+            "If 12-bit values were saved in a 16-bit file, scale them to its range; else export it with its window."
+        )
+    if spread < GOOD_SPREAD:
+        warn("low-contrast", f"Grey values use only {spread:.0%} of the range; films use {GOOD_SPREAD:.0%} or more.")
+    if empty > GOOD_EMPTY:
+        warn("mostly-empty", f"{empty:.0%} of the frame is black. The chest may be small in it, or its window narrow.")
+    if clipped > GOOD_CLIPPED:
+        warn("clipped", f"{clipped:.0%} of the frame is at the white end: opacities there can not be told apart.")
+    return spread, empty, clipped
