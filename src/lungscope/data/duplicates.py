@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-#: Two films are near-duplicates when their thumbnails correlate above this. Pairs between 0.985 and 0.995 were nearly all
-#: the same picture with another crop or marker when compared at a higher resolution.
+#: Two films are near-duplicates when their thumbnails correlate above this. Pairs between 0.985 and 0.995 were nearly
+#: all the same picture with another crop or marker when compared at a higher resolution.
 NEAR_DUPLICATE = 0.985
 THUMBNAIL = 32
 
@@ -21,7 +21,8 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         rows[i] = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).ravel()
     rows -= rows.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
+    unit: NDArray[np.float32] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
+    return unit
 
 
 def near_duplicates(thumbs: NDArray[np.float32], threshold: float = NEAR_DUPLICATE) -> list[tuple[int, int, float]]:

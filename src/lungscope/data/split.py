@@ -61,7 +61,8 @@ class Split:
                     raise DataError(f"{path}: columns {reader.fieldnames}, a split has {list(COLUMNS)}")
                 rows = tuple(Row(**row) for row in reader)
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}. Make a split: lungscope data split STORE... --out {path}") from error
+            how = f"Make a split: lungscope data split STORE... --out {path}"
+            raise DataError(f"{path}: {error.strerror}. {how}") from error
         for row in rows:
             look_up(row.part, PARTS, what=f"{path}: part", error=DataError)
         return cls(rows)

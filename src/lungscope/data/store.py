@@ -54,14 +54,16 @@ class Store:
         """Open a finished store. Raises DataError where it is missing, unfinished or of another schema."""
         facts_file = root / "store.json"
         if not facts_file.is_file():
-            raise DataError(f"{root} is not a finished store (no store.json). Make it: lungscope data import SRC {root}")
+            how = f"Make it: lungscope data import SRC {root}"
+            raise DataError(f"{root} is not a finished store (no store.json). {how}")
         facts = json.loads(facts_file.read_text())
         if facts.get("schema_version") != SCHEMA_VERSION:
             raise DataError(f"{root}: schema {facts.get('schema_version')!r}, this version reads {SCHEMA_VERSION!r}")
         with (root / "records.csv").open(newline="") as stream:
             rows = [
-                Record(**{**row, "height": int(row["height"]), "width": int(row["width"])})
+                Record(**row, height=int(height), width=int(width))
                 for row in csv.DictReader(stream)
+                for height, width in [(row.pop("height"), row.pop("width"))]
             ]
         images = np.load(root / "images.npy", mmap_mode="r", allow_pickle=False)
         masks = np.load(root / "masks.npy", mmap_mode="r", allow_pickle=False)
