@@ -9,12 +9,11 @@ from io import BytesIO
 from pathlib import Path
 
 import cv2
-import gdcm
 import numpy as np
 import pydicom.uid as uid
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom import Dataset, FileMetaDataset
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 
@@ -99,9 +98,9 @@ def save_dicom(ds: Dataset, path: Path, syntax: uid.UID = uid.ExplicitVRLittleEn
         ds.PixelData = encapsulate([buffer.getvalue()])
         ds["PixelData"].is_undefined_length = True
     elif syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1):
-        ds.save_as(path, enforce_file_format=True)
-        _to_jpeg_lossless(path, syntax)
-        return path
+        stored = np.frombuffer(ds.PixelData, f"u{ds.BitsAllocated // 8}").reshape(ds.Rows, ds.Columns)
+        ds.PixelData = encapsulate([jpeg_lossless(stored, ds.BitsStored, 1 if syntax == uid.JPEGLosslessSV1 else 7)])
+        ds["PixelData"].is_undefined_length = True
     elif syntax == uid.ExplicitVRBigEndian and ds.BitsAllocated == 16:
         ds.PixelData = np.frombuffer(ds.PixelData, "<u2").astype(">u2").tobytes()
     ds.file_meta.TransferSyntaxUID = syntax
@@ -109,20 +108,58 @@ def save_dicom(ds: Dataset, path: Path, syntax: uid.UID = uid.ExplicitVRLittleEn
     return path
 
 
-def _to_jpeg_lossless(path: Path, syntax: uid.UID) -> None:
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    kind = "JPEGLosslessProcess14_1" if syntax == uid.JPEGLosslessSV1 else "JPEGLosslessProcess14"
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(path))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
+def jpeg_lossless(stored: NDArray[np.integer], bits: int, predictor: int = 1, restart_rows: int = 0) -> bytes:
+    """Encode [H, W] as lossless JPEG, one sample after the other as ISO 10918-1 H.1 says it; slow and plain.
+
+    The Huffman table gives each of the 17 categories a code of 5 bits.
+    """
+    rows, columns = stored.shape
+    samples = (stored.astype(np.int64) & 0xFFFF).tolist()
+    segments, pieces = [], []
+    for y in range(rows):
+        first_row = y == 0 or (restart_rows and y % restart_rows == 0)
+        if first_row and pieces:
+            segments.append("".join(pieces))
+            pieces = []
+        for x in range(columns):
+            left = samples[y][x - 1] if x else 0
+            above, corner = (samples[y - 1][x], samples[y - 1][x - 1] if x else 0) if not first_row else (0, 0)
+            if first_row:
+                guess = left if x else 1 << (bits - 1)
+            elif x == 0:
+                guess = above
+            else:
+                guess = {
+                    1: left,
+                    2: above,
+                    3: corner,
+                    4: left + above - corner,
+                    5: left + ((above - corner) >> 1),
+                    6: above + ((left - corner) >> 1),
+                    7: (left + above) >> 1,
+                }[predictor]
+            difference = (samples[y][x] - guess + 2**15 - 1) % 2**16 - 2**15 + 1
+            size = abs(difference).bit_length()
+            pieces.append(f"{size:05b}")
+            if 0 < size < 16:
+                pieces.append(f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}")
+    segments.append("".join(pieces))
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    def pack(digits: str) -> bytes:
+        digits += "1" * (-len(digits) % 8)
+        return int(digits, 2).to_bytes(len(digits) // 8, "big").replace(b"\xff", b"\xff\x00")
+
+    out = b"\xff\xd8" + segment(0xC3, struct.pack(">BHHB", bits, rows, columns, 1) + b"\x01\x11\x00")
+    out += segment(0xC4, bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)]))
+    if restart_rows:
+        out += segment(0xDD, struct.pack(">H", restart_rows * columns))
+    out += segment(0xDA, bytes([1, 1, 0, predictor, 0, 0]))
+    for index, digits in enumerate(segments):
+        out += (bytes([0xFF, 0xD0 + (index - 1) % 8]) if index else b"") + pack(digits)
+    return out + b"\xff\xd9"
 
 
 def _raster(
@@ -186,7 +223,7 @@ WRITERS: dict[str, Callable[[Picture, Path], Path]] = {
 
 
 def write_films(folder: Path, n: int, seed: int = 0, pictures: Sequence[Picture] = ()) -> list[Path]:
-    """Write `n` valid films, taking the kinds of WRITERS in turn; drawn chests, or `pictures` (f32 [H, W], 0..1) in turn."""
+    """Write `n` valid films, the kinds of WRITERS in turn, of drawn chests or of `pictures` (f32 [H, W], 0..1)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     kinds = list(WRITERS)
@@ -286,8 +323,3 @@ def write_broken(folder: Path) -> dict[str, Path]:
     del no_pixels.PixelData
     dicom("no-pixels", no_pixels)
     return made
-
-
-def reread(path: Path) -> Dataset:
-    """The data set of a DICOM file, as pydicom sees it."""
-    return dcmread(path)

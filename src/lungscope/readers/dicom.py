@@ -28,12 +28,14 @@ import numpy as np
 import pydicom.uid as uid
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
+from lungscope.readers import lossless
 from lungscope.readers.common import MAX_BYTES, Decoded, check_size
 
 #: Kinds of device that make films: computed and digital radiography, digitised film, and secondary captures of them.
@@ -47,7 +49,7 @@ SOP_CLASSES = (
     uid.SecondaryCaptureImageStorage,
 )
 
-#: The decoder (pydicom's name of a plugin; "" where none is needed) of each transfer syntax that is read. 12-bit JPEG
+#: The decoder (pydicom's name of a plugin; "" where none is needed, "own" for lossless.py) of each transfer syntax that is read. 12-bit JPEG
 #: Extended is missing: no decoder under a permissive licence has it.
 DECODERS: dict[str, str] = {
     uid.ImplicitVRLittleEndian: "",
@@ -57,8 +59,8 @@ DECODERS: dict[str, str] = {
     uid.RLELossless: "pydicom",
     uid.JPEGBaseline8Bit: "pillow",
     uid.JPEGExtended12Bit: "pillow",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLossless: "own",
+    uid.JPEGLosslessSV1: "own",
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
     uid.JPEG2000Lossless: "pylibjpeg",
@@ -249,8 +251,11 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
             f"{name}: its header says {ds.Columns} x {ds.Rows} pixels, its compressed data {size}. Export it again."
         )
     plugin = DECODERS[syntax]
-    array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if plugin == "own":
+        array: NDArray[Any] = lossless.decode(get_frame(ds.PixelData, 0, number_of_frames=1))
+    else:
+        array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
     codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
     if 8 * array.itemsize == bits:
         return codes
