@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lungscope.radiograph import Geometry, Pixels
+from lungscope.errors import LungscopeError
+from lungscope.radiograph import Geometry, Pixels, Radiograph
+
+if TYPE_CHECKING:
+    from lungscope.runtime import Network, Weights
+    from lungscope.stages.segmentation import LungMask
+
+Input = Literal["lungs", "image", "background"]
+INPUTS: tuple[Input, ...] = get_args(Input)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class ViewSpec:
     size: side of the network's grid.
     """
 
-    input: Literal["lungs", "image", "background"]
+    input: Input
     crop: bool
     margin: float
     size: int
@@ -30,11 +38,106 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
 
     Pixels are blacked out on the film's own grid, before resampling, so that no trace of them is averaged in.
     """
-    geometry = (
-        Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
-    )
+    geometry = Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
     if spec.input == "lungs":
         pixels = np.where(mask, pixels, np.float32(0))
     elif spec.input == "background":
         pixels = np.where(mask, np.float32(0), pixels)
     return geometry.to_network(pixels), geometry
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """weights: the file. labels: K names. bias: K numbers, logits = mean(cam) + bias. view: what the network is shown.
+
+    temperature: divides the logits before softmax (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+    abstain_below: a largest probability below this is no answer.
+    """
+
+    weights: Weights
+    labels: tuple[str, ...]
+    bias: tuple[float, ...]
+    view: ViewSpec
+    temperature: float
+    abstain_below: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What the classifier says of one film.
+
+    labels: K names. logits, bias: f32 [K]. probabilities: f32 [K], softmax(logits / temperature).
+    cam: f32 [K, h, w] in logit units over the field of view of `geometry`; mean over the cells + bias = logits.
+    label: the most probable one, also where `abstained` (its probability is below `abstain_below`).
+    """
+
+    labels: tuple[str, ...]
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    label: str
+    cam: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    geometry: Geometry
+    view: ViewSpec
+    temperature: float
+    abstained: bool
+    abstain_below: float
+
+    @property
+    def index(self) -> int:
+        """Position of `label` in `labels`."""
+        return self.labels.index(self.label)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "probability": float(self.probabilities[self.index]),
+            "probabilities": dict(zip(self.labels, self.probabilities.tolist(), strict=True)),
+            "logits": dict(zip(self.labels, self.logits.tolist(), strict=True)),
+            "abstained": self.abstained,
+            "abstain_below": self.abstain_below,
+            "temperature": self.temperature,
+            "input": self.view.input,
+        }
+
+
+class Classifier:
+    """A compiled classifier. Safe to call from several threads."""
+
+    def __init__(self, spec: ClassifierSpec, network: Network) -> None:
+        self._spec = spec
+        self._network = network
+
+    def classify(self, film: Radiograph, lungs: LungMask) -> Classification:
+        """Classify a film by its lungs. Raises LungscopeError if the network answers with NaN or infinity."""
+        spec = self._spec
+        image, geometry = lung_view(film.pixels, lungs.mask, spec.view)
+        result = self._network({"image": image[None, None]})
+        logits, cam = result["logits"][0], result["cam"][0]
+        if not (np.isfinite(logits).all() and np.isfinite(cam).all()):
+            raise LungscopeError(
+                f"The network {spec.weights.network} answered with numbers that are not finite. Try --device cpu; "
+                "`lungscope doctor` tests the installation.",
+                code="not-finite",
+            )
+        probabilities = softmax(logits / np.float32(spec.temperature))
+        best = int(np.argmax(probabilities))
+        return Classification(
+            labels=spec.labels,
+            logits=logits,
+            probabilities=probabilities,
+            label=spec.labels[best],
+            cam=cam,
+            bias=np.asarray(spec.bias, np.float32),
+            geometry=geometry,
+            view=spec.view,
+            temperature=spec.temperature,
+            abstained=bool(probabilities[best] < spec.abstain_below),
+            abstain_below=spec.abstain_below,
+        )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """exp(x) / sum exp(x) over the first axis of f32 [K, ...]."""
+    shifted = np.exp(logits - logits.max(axis=0, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=0, keepdims=True), np.float32)

@@ -1,0 +1,259 @@
+"""A weights bundle: a folder with ONNX files, their papers, and the manifest that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lungscope.errors import BundleError, look_up
+from lungscope.runtime import Weights
+from lungscope.stages.classification import INPUTS, ClassifierSpec, ViewSpec
+from lungscope.stages.segmentation import POOLS, SegmenterSpec
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = "1"
+EMBEDDED = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every file has been checked against its manifest.
+
+    files: SHA-256 by file name. classifier: None in a bundle that only segments.
+    manifest: the whole manifest, as read.
+    """
+
+    root: Path
+    name: str
+    version: str
+    files: dict[str, str]
+    segmenter: SegmenterSpec
+    classifier: ClassifierSpec | None
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, root: Path | None = None) -> Bundle:
+        """Read and verify a bundle; None is the embedded default.
+
+        Raises BundleError if there is none, if a file is missing or altered, if the manifest has a newer schema, a key
+        that is not known, or a value that makes no sense.
+        """
+        root = EMBEDDED / "default" if root is None else Path(root)
+        document = _read_manifest(root)
+        bundle = _parse(root, document)
+        for name, digest in bundle.files.items():
+            _verify(root / name, digest)
+        return bundle
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """Every ONNX file that the bundle computes with."""
+        extra = () if self.classifier is None else (self.classifier.weights,)
+        return self.segmenter.members + extra
+
+
+def embedded() -> dict[str, Path]:
+    """The bundles that came with the package, by folder name."""
+    return {path.parent.name: path.parent for path in sorted(EMBEDDED.glob(f"*/{MANIFEST}"))}
+
+
+def locate(model: str | None) -> Path:
+    """The folder of a bundle named on a command line: a path, or the name of an embedded one; None is the default.
+
+    Raises BundleError naming what there is.
+    """
+    if model is None:
+        return EMBEDDED / "default"
+    path = Path(model)
+    if path.is_dir():
+        return path
+    have = embedded()
+    if model in have:
+        return have[model]
+    raise BundleError(
+        f"No bundle {model!r}: it is neither a folder nor an embedded bundle. "
+        f"Embedded: {', '.join(have) or 'none'}. Give a folder that holds a {MANIFEST}."
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+
+    def refuse(constant: str) -> NoReturn:
+        raise BundleError(f"{path}: {constant} is not a number that a manifest may hold.")
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except FileNotFoundError:
+        raise BundleError(
+            f"No weights bundle at {root}: {MANIFEST} is missing. Reinstall lungscope, or name a bundle with --model."
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path} is not a manifest that can be read: {error}") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{path} holds a {type(document).__name__}; a manifest is an object.")
+    schema = document.get("schema_version")
+    if schema != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema_version {schema!r}; this lungscope reads {SCHEMA_VERSION!r}. "
+            "Update lungscope, or use a bundle made for this version."
+        )
+    return document
+
+
+def _verify(path: Path, expected: str) -> None:
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(
+            f"{path} is in the manifest but can not be read ({reason}). Install the bundle again."
+        ) from error
+    if actual != expected:
+        raise BundleError(
+            f"{path} has been altered or is incomplete: its SHA-256 is {actual}, the manifest says {expected}. "
+            "Install the bundle again."
+        )
+
+
+def _parse(root: Path, document: dict[str, Any]) -> Bundle:
+    top = _Section(document, str(root / MANIFEST))
+    top.keys(
+        required="schema_version name version files segmenter classifier licence disclaimer created",
+        optional="parity training",
+    )
+    files = top.section("files")
+    digests = {name: files.text(name) for name in files.values}
+    for name, digest in digests.items():
+        if Path(name).name != name or name in {"", ".", "..", MANIFEST} or "\\" in name:
+            files.fail(f"{name!r} is not a plain file name inside the bundle")
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            files.fail(f"{name!r} has the digest {digest!r}; a SHA-256 is 64 lower-case hex digits")
+
+    def weights(section: _Section) -> Weights:
+        file = section.text("file")
+        if file not in digests:
+            section.fail(f"{file!r} is not listed under 'files', so it can not be verified")
+        return Weights(section.text("network"), root / file, digests[file])
+
+    segmenter = top.section("segmenter")
+    segmenter.keys(required="members pool threshold size labels")
+    members = segmenter.sections("members")
+    labels = segmenter.texts("labels")
+    if labels != ("lung",):
+        segmenter.fail(f"labels are {list(labels)}; a lung segmenter has ['lung']")
+    for member in members:
+        member.keys(required="network file", optional="labels")
+        if "labels" in member.values and member.texts("labels") != labels:
+            member.fail(f"labels {list(member.texts('labels'))} differ from the ensemble's {list(labels)}")
+    return Bundle(
+        root=root,
+        name=top.text("name"),
+        version=top.text("version"),
+        files=digests,
+        segmenter=SegmenterSpec(
+            members=tuple(weights(member) for member in members),
+            pool=segmenter.choice("pool", POOLS),
+            threshold=segmenter.number("threshold", 0, 1),
+            size=segmenter.count("size"),
+        ),
+        classifier=None if document["classifier"] is None else _classifier(top.section("classifier"), weights),
+        manifest=document,
+    )
+
+
+def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> ClassifierSpec:
+    section.keys(required="network file labels bias view temperature abstain_below")
+    view = section.section("view")
+    view.keys(required="input crop margin size")
+    labels = section.texts("labels")
+    bias = section.numbers("bias")
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        section.fail(f"labels are {list(labels)}; at least two, all different, are needed")
+    if len(bias) != len(labels):
+        section.fail(f"'bias' has {len(bias)} numbers for {len(labels)} labels")
+    crop = view.values["crop"]
+    if not isinstance(crop, bool):
+        view.fail(f"'crop' is {crop!r}; true or false is needed")
+    return ClassifierSpec(
+        weights=weights(section),
+        labels=labels,
+        bias=bias,
+        view=ViewSpec(view.choice("input", INPUTS), crop, view.number("margin", 0, 1), view.count("size")),
+        temperature=section.number("temperature", 1e-3, 1e3),
+        abstain_below=section.number("abstain_below", 0, 1),
+    )
+
+
+class _Section:
+    """One object of the manifest, with checks that say where they failed."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def fail(self, what: str) -> NoReturn:
+        raise BundleError(f"{self.where}: {what}.")
+
+    def keys(self, required: str, optional: str = "") -> None:
+        needed, allowed = required.split(), required.split() + optional.split()
+        if missing := [key for key in needed if key not in self.values]:
+            self.fail(f"{', '.join(map(repr, missing))} missing")
+        for key in self.values:
+            look_up(key, allowed, what=f"{self.where}: the key", error=BundleError)
+
+    def _get(self, key: str, kind: type | tuple[type, ...], what: str) -> Any:
+        value = self.values[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self.fail(f"{key!r} is {value!r}; {what} is needed")
+        return value
+
+    def text(self, key: str) -> str:
+        return str(self._get(key, str, "a text"))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self._get(key, list, "a list of texts")
+        if not values or not all(isinstance(value, str) for value in values):
+            self.fail(f"{key!r} is {values!r}; a list of texts is needed")
+        return tuple(values)
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = float(self._get(key, (int, float), "a number"))
+        if not low <= value <= high:
+            self.fail(f"{key!r} is {value}; it must lie in {low}..{high}")
+        return value
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        values = self._get(key, list, "a list of numbers")
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+            self.fail(f"{key!r} is {values!r}; a list of numbers is needed")
+        return tuple(float(value) for value in values)
+
+    def count(self, key: str) -> int:
+        value = int(self._get(key, int, "a whole number"))
+        if not 1 <= value <= 4096:
+            self.fail(f"{key!r} is {value}; it must lie in 1..4096")
+        return value
+
+    def choice(self, key: str, allowed: tuple[Any, ...]) -> Any:
+        return look_up(self.text(key), allowed, what=f"{self.where}: {key}", error=BundleError)
+
+    def section(self, key: str) -> _Section:
+        return _Section(self._get(key, dict, "an object"), f"{self.where}: {key}")
+
+    def sections(self, key: str) -> list[_Section]:
+        values = self._get(key, list, "a list of objects")
+        if not values or not all(isinstance(value, dict) for value in values):
+            self.fail(f"{key!r} is {values!r}; a list of objects is needed")
+        return [_Section(value, f"{self.where}: {key}[{index}]") for index, value in enumerate(values)]

@@ -1,0 +1,218 @@
+"""`lungscope analyze`: films in, a folder of results for each, one table of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from lungscope.bundle import locate
+from lungscope.cli.main import INTERRUPTED
+from lungscope.errors import MissingExtraError, UsageError, look_up
+from lungscope.pipeline import Analyzer, failure
+from lungscope.readers import find
+from lungscope.report import DISCLAIMER, Failure, Report
+from lungscope.writers.folder import FORMATS, clear, folder_names, write
+from lungscope.writers.json import RESULTS, RUN, Results, dumps, write_json
+
+DEMO_FILM = "RG1_UNCR.dcm"
+#: With at most this many films the terminal shows a table of them.
+TABLE_ROWS = 20
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def analyze(
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Films, or folders of films.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("lungscope-results"),
+    model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
+    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(FORMATS)}.")] = ",".join(FORMATS),
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
+) -> None:
+    """Analyse chest films: lungs, class, evidence, severity.
+
+    Each film gets OUT/<stem>/ with report.json, lungs.png, saliency.npy, overlay.png and report.html; films that share
+    a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
+    and OUT/run.json. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run.
+
+    Research software, not a medical device. Not for diagnosis.
+    """
+    formats = [look_up(name, FORMATS, what="Format") for name in write_formats.split(",") if name]
+    wanted = [*(inputs or []), *([demo_film()] if demo else [])]
+    if not wanted:
+        raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
+    analyzer = Analyzer(locate(model), device=device)
+    films = films_in(wanted, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
+    run = run_films(analyzer, films, out, formats, progress=not as_json)
+    if as_json:
+        typer.echo(dumps(run))
+    else:
+        _show(run, out)
+    if run["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(1 if run["failed"] else 0)
+
+
+def demo_film() -> Path:
+    """A real CR chest film (NEMA WG-04) out of the package pydicom-data. Raises MissingExtraError without it."""
+    from pydicom.data import get_testdata_file
+
+    try:
+        path = get_testdata_file(DEMO_FILM, download=False)
+    except ValueError:
+        path = None
+    if path is None:
+        raise MissingExtraError("`lungscope analyze --demo`", "demo")
+    return Path(str(path))
+
+
+def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
+    """Every film file in `inputs`, once, in order, folders sorted; results of an earlier run in `out` are no films."""
+    named, results = {path.absolute() for path in inputs}, out.absolute()
+    return [path for path in find(inputs) if path.absolute() in named or not path.absolute().is_relative_to(results)]
+
+
+def run_films(
+    analyzer: Analyzer,
+    films: Sequence[Path],
+    out: Path,
+    formats: Sequence[str],
+    *,
+    progress: bool,
+) -> dict[str, Any]:
+    """Analyse `films` one after the other, write each as it is done, and return the content of run.json.
+
+    At most `TABLE_ROWS` rows are kept. After KeyboardInterrupt the run is closed properly, with "interrupted" true.
+    """
+    started, clock = datetime.now(UTC), perf_counter()
+    names = folder_names(films)
+    shown: list[dict[str, Any]] = []
+    interrupted = False
+    with Results(out) as results, _bar(progress) as bar:
+        task = bar.add_task("films", total=len(films))
+        try:
+            for path, name, result in zip(films, names, analyzer.analyze_many(films), strict=True):
+                row = results.add(_finish(path, result, out / name, formats), name)
+                if len(films) <= TABLE_ROWS:
+                    shown.append(row)
+                bar.advance(task)
+        except KeyboardInterrupt:
+            interrupted = True
+    seconds = perf_counter() - clock
+    run = {
+        "schema_version": "1",
+        "disclaimer": DISCLAIMER,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "inputs": len(films),
+        "done": results.done,
+        "failed": results.failed,
+        "interrupted": interrupted,
+        "films_per_second": (results.done + results.failed) / seconds,
+        "formats": list(formats),
+        "results": RESULTS,
+        "out": str(out),
+        "bundle": {
+            "name": analyzer.bundle.name,
+            "version": analyzer.bundle.version,
+            "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
+        },
+        "device": analyzer.device,
+        "precision": analyzer.precision,
+        "versions": analyzer.versions,
+    }
+    write_json(out / RUN, run)
+    return run | {"rows": shown}
+
+
+def _finish(path: Path, result: Report | Failure, folder: Path, formats: Sequence[str]) -> Report | Failure:
+    """Write a film's files; a film that failed, now or in writing, leaves none."""
+    if isinstance(result, Report):
+        try:
+            write(result, folder, formats)
+        except Exception as error:
+            result = failure(path, error)
+    if isinstance(result, Failure) and folder.is_dir():
+        clear(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return result
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} films/s", style="progress.data.speed")
+
+
+def _bar(visible: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not visible,
+    )
+
+
+def _show(run: dict[str, Any], out: Path) -> None:
+    console = Console()
+    if run["rows"]:
+        console.print(_table(run["rows"]))
+    state = "Interrupted: " if run["interrupted"] else ""
+    console.print(
+        f"{state}{run['done']} of {run['inputs']} films analysed, {run['failed']} failed, in {run['seconds']:.1f} s. "
+        f"Results: {escape(str(out))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"[dim]{DISCLAIMER}[/dim]")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("film", "class", "probability", "severity", "extent R / L", "notes")
+    for row in rows:
+        film = escape(Path(row["path"]).name)
+        if row["status"] == "failed":
+            table.add_row(film, "[red]failed[/red]", "", "", "", escape(row["error"]["message"]))
+            continue
+        table.add_row(
+            film,
+            "no answer" if row["abstained"] else escape(row["label"] or "lungs only"),
+            "" if row["probabilities"] is None else f"{row['probabilities'][row['label']]:.1%}",
+            "–" if row["severity"] is None else f"{row['severity']} of 18",
+            " / ".join("–" if share is None else f"{share:.0f} %" for share in _extents(row)),
+            escape(", ".join(row["warnings"])),
+        )
+    return table
+
+
+def _extents(row: dict[str, Any]) -> Iterator[float | None]:
+    extent = row["extent_percent"] or {}
+    return (extent.get(side) for side in ("right", "left"))

@@ -1,0 +1,129 @@
+"""The order of the stages, and nothing else."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+import cv2
+import numpy as np
+
+from lungscope import __version__, runtime
+from lungscope.bundle import Bundle
+from lungscope.errors import LungscopeError
+from lungscope.radiograph import Radiograph
+from lungscope.readers import read
+from lungscope.report import Failure, Report, RunInfo
+from lungscope.stages.classification import Classifier
+from lungscope.stages.localization import localize
+from lungscope.stages.quality import inspect
+from lungscope.stages.segmentation import Segmenter
+from lungscope.stages.severity import grade
+
+
+class Analyzer:
+    """A weights bundle made ready on a device. Safe to use from several threads.
+
+    bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, threads: see
+    `runtime.Runtime`. Raises BundleError or UsageError when they can not be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | Path | str | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "f32",
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
+        self._runtime = runtime.Runtime(device, precision, threads=threads)
+        self._segmenter = Segmenter(
+            self.bundle.segmenter, [self._compile(member, "probability") for member in self.bundle.segmenter.members]
+        )
+        spec = self.bundle.classifier
+        self._classifier = None if spec is None else Classifier(spec, self._compile(spec.weights, "logits", "cam"))
+        self.versions = {
+            "lungscope": __version__,
+            "openvino": runtime.version(),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "python": platform.python_version(),
+        }
+
+    @property
+    def device(self) -> str:
+        """The device in use, in lower case."""
+        return self._runtime.device.lower()
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic asked for."""
+        return self._runtime.precision
+
+    def analyze(self, film: Radiograph | Path | str) -> Report:
+        """Analyse one film, given as a path or already read. Raises InputError for one that can not be used."""
+        clock = _Clock()
+        if not isinstance(film, Radiograph):
+            with clock.stage("read"):
+                film = read(Path(film))
+        with clock.stage("quality"):
+            quality = inspect(film)
+        with clock.stage("segmentation"):
+            lungs = self._segmenter.segment(film)
+        classification = saliency = severity = None
+        if self._classifier is not None:
+            with clock.stage("classification"):
+                classification = self._classifier.classify(film, lungs)
+            with clock.stage("localization"):
+                saliency = localize(classification, lungs)
+            with clock.stage("severity"):
+                severity = grade(classification, lungs)
+        run = RunInfo(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=self.versions,
+            bundle=self.bundle.name,
+            bundle_version=self.bundle.version,
+            weights={weights.path.name: weights.sha256 for weights in self.bundle.weights},
+            device=self.device,
+            precision=self.precision,
+            timings_ms=clock.milliseconds,
+            warnings=(*quality.warnings, *lungs.warnings),
+        )
+        return Report(film, quality, lungs, classification, saliency, severity, run)
+
+    def analyze_many(self, inputs: Iterable[Radiograph | Path | str]) -> Iterator[Report | Failure]:
+        """Analyse films one by one, in order. What goes wrong with one becomes its Failure; the others go on."""
+        for item in inputs:
+            result: Report | Failure
+            try:
+                result = self.analyze(item)
+            except Exception as error:
+                result = failure(item, error)
+            yield result
+
+    def _compile(self, weights: runtime.Weights, *outputs: str) -> runtime.Network:
+        return self._runtime.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256)
+
+
+def failure(item: Radiograph | Path | str, error: Exception) -> Failure:
+    """The Failure that `error` is for `item`; an error out of the tree in errors.py is "internal", with its type."""
+    path = item.source.path or Path("-") if isinstance(item, Radiograph) else Path(item)
+    if isinstance(error, LungscopeError):
+        return Failure(path, error.code, str(error))
+    return Failure(path, "internal", f"{type(error).__name__}: {error}")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.milliseconds[name] = round(1000 * (perf_counter() - start), 2)

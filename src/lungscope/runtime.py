@@ -1,0 +1,160 @@
+"""The one file that imports openvino: ONNX files become callables."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungscope.errors import BundleError, look_up
+
+if TYPE_CHECKING:
+    import openvino
+
+Arrays = dict[str, NDArray[np.float32]]
+
+#: Arithmetic that may be asked for. f32 gives the same numbers on every machine to rounding; auto lets OpenVINO choose.
+PRECISIONS = ("f32", "bf16", "f16", "auto")
+
+
+class Network(Protocol):
+    """A compiled graph: named arrays in, named f32 arrays out. Safe to call from several threads."""
+
+    def __call__(self, inputs: Mapping[str, NDArray[np.float32]]) -> Arrays: ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One ONNX file of a bundle. network: the registry's name of its architecture. sha256: of the file, verified."""
+
+    network: str
+    path: Path
+    sha256: str
+
+
+class Runtime:
+    """OpenVINO on one device.
+
+    device: "auto" (a GPU if OpenVINO finds one, else the CPU) or a name out of `devices()`, in any case.
+    precision: one of `PRECISIONS`. threads: inference threads, None for OpenVINO's choice.
+    Raises UsageError for a device or a precision that does not exist.
+    """
+
+    def __init__(self, device: str = "auto", precision: str = "f32", *, threads: int | None = None) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        found = [name.lower() for name in self._core.available_devices]
+        wanted = look_up(device.lower(), ["auto", *found], what="Device")
+        if wanted == "auto":
+            wanted = next((name for name in found if name.startswith("gpu")), "cpu")
+        self.device = wanted.upper()
+        self.precision = look_up(precision, PRECISIONS, what="Precision")
+        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self.precision != "auto":
+            self._config["INFERENCE_PRECISION_HINT"] = self.precision
+        if threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = threads
+
+    def compile(
+        self, path: Path, *, outputs: tuple[str, ...] = (), batch: int | None = None, cache_key: str | None = None
+    ) -> Network:
+        """Compile an ONNX file with one input "image".
+
+        outputs: names that the graph must have. batch: fix the batch size (faster), None to leave it free.
+        cache_key: keep the compiled form in the user's cache under this key (the file's SHA-256); None keeps nothing.
+        Raises BundleError for a file that is not such a graph.
+        """
+        try:
+            model = self._core.read_model(path)
+            inputs = {port.get_any_name(): port for port in model.inputs}
+            names = {port.get_any_name() for port in model.outputs}
+            if set(inputs) != {"image"} or not names.issuperset(outputs):
+                raise BundleError(
+                    f"{path} has inputs {sorted(inputs)} and outputs {sorted(names)}; lungscope needs input "
+                    f"'image' and outputs {sorted(outputs)}. Export it again with `lungscope export`."
+                )
+            if batch is not None:
+                shape = inputs["image"].get_partial_shape()
+                shape[0] = batch
+                model.reshape({"image": shape})
+            cache = None if cache_key is None else _cache_folder(cache_key)
+            config = self._config if cache is None else {**self._config, "CACHE_DIR": str(cache)}
+            return _Compiled(self._core.compile_model(model, self.device, config))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise BundleError(f"OpenVINO can not compile {path} for {self.device}: {reason}") from error
+
+
+class _Compiled:
+    """One infer request a thread: OpenVINO's requests are not to be shared."""
+
+    def __init__(self, model: openvino.CompiledModel) -> None:
+        self._model = model
+        self._local = threading.local()
+
+    def __call__(self, inputs: Mapping[str, NDArray[np.float32]]) -> Arrays:
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._model.create_infer_request()
+        results = request.infer(dict(inputs), share_inputs=True)
+        return {port.get_any_name(): np.asarray(value, np.float32) for port, value in results.items()}
+
+
+@dataclass(frozen=True)
+class Device:
+    """name: what `--device` takes. description: the hardware's name. capabilities: number formats it computes in."""
+
+    name: str
+    description: str
+    capabilities: tuple[str, ...]
+
+
+def devices() -> list[Device]:
+    """What OpenVINO can compute on here."""
+    import openvino
+
+    core = openvino.Core()
+    return [
+        Device(
+            name.lower(),
+            str(core.get_property(name, "FULL_DEVICE_NAME")),
+            tuple(core.get_property(name, "OPTIMIZATION_CAPABILITIES")),
+        )
+        for name in core.available_devices
+    ]
+
+
+def version() -> str:
+    """OpenVINO's version."""
+    import openvino
+
+    return str(openvino.__version__)
+
+
+def _cache_folder(key: str) -> Path | None:
+    """A writable folder in the user's cache (LUNGSCOPE_CACHE overrides where), or None if there is none.
+
+    One folder for each hash of a weights file, so that nothing compiled from other weights can ever be taken for it.
+    """
+    if override := os.environ.get("LUNGSCOPE_CACHE"):
+        base = Path(override)
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "lungscope"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches" / "lungscope"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lungscope"
+    folder = base / "openvino" / key[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

@@ -1,0 +1,53 @@
+"""Stage 4: which place in the lungs decided for the predicted class (paper, "Grad-CAM").
+
+For a head of average pooling and one linear layer, Grad-CAM's map is the class activation map up to a positive constant
+(Selvaraju et al. 2017, section 3.1); the network hands it over in logit units, and those are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lungscope.radiograph import Pixels
+from lungscope.stages.classification import Classification
+from lungscope.stages.segmentation import LungMask
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Evidence for `label` on the source grid.
+
+    map: f32 [H, W] >= 0, in logit units, 0 outside the lungs; never rescaled.
+    peak: (row, column) of its largest value, None where no lung pixel has evidence. peak_value: that value.
+    fraction_in_lungs: share of the evidence that lay in the lungs before it was masked, 0..1; None without evidence.
+    """
+
+    map: Pixels
+    label: str
+    peak: tuple[int, int] | None
+    peak_value: float
+    fraction_in_lungs: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        peak = None if self.peak is None else {"row": self.peak[0], "col": self.peak[1], "value": self.peak_value}
+        return {"label": self.label, "unit": "logit", "peak": peak, "fraction_in_lungs": self.fraction_in_lungs}
+
+
+def localize(classification: Classification, lungs: LungMask) -> Saliency:
+    """Bring the positive part of the predicted class's map to the source grid, and keep what lies in the lungs."""
+    evidence = np.maximum(classification.cam[classification.index], 0)
+    everywhere = classification.geometry.to_source(evidence)
+    inside = everywhere * lungs.mask
+    total = float(everywhere.sum(dtype=np.float64))
+    row, column = divmod(int(inside.argmax()), inside.shape[1])
+    value = float(inside[row, column])
+    return Saliency(
+        map=inside,
+        label=classification.label,
+        peak=(row, column) if value > 0 else None,
+        peak_value=value,
+        fraction_in_lungs=float(inside.sum(dtype=np.float64)) / total if total > 0 else None,
+    )

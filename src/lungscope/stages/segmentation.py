@@ -1,0 +1,283 @@
+"""Stage 2: where the lungs are (paper, "Segmentation"), pooled over an ensemble, and whether that is plausible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lungscope.errors import QualityError
+from lungscope.radiograph import Geometry, Pixels, Radiograph
+from lungscope.runtime import Network, Weights
+from lungscope.stages.quality import Warning_
+
+Mask = NDArray[np.bool_]
+Pool = Literal["mean", "union", "vote"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
+
+#: Less of the film than this is not a pair of lungs.
+MINIMUM_SHARE = 0.01
+#: A piece smaller than this share of the largest is a speck.
+SPECK = 0.1
+#: One lung is narrower than this (width / height of its box); both lungs grown together are wider. Single lungs reach
+#: 0.76 and pairs start at 0.60 in the masks of three public sets; the pair is looked for first.
+PAIR_ASPECT = 0.7
+#: Plausible share of the film, smaller / larger lung, and area / convex hull: what those masks hold, with room.
+PLAUSIBLE_SHARE = (0.08, 0.62)
+PLAUSIBLE_RATIO = 0.35
+PLAUSIBLE_SOLIDITY = 0.6
+#: Lungs that lie on more than this share of a border are cut off by it.
+CUT_OFF = 0.05
+#: Members whose masks overlap less than this (mean pairwise Dice) disagree.
+AGREEMENT = 0.9
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """members: the ensemble's files. pool: how their maps become one. threshold: of the pooled map. size: network grid.
+
+    mean averages the probabilities, union takes the largest ("maximise the segmented area" in the paper), both against
+    `threshold`; vote counts members at or above `threshold` and asks for more than half of them.
+    """
+
+    members: tuple[Weights, ...]
+    pool: Pool
+    threshold: float
+    size: int
+
+
+@dataclass(frozen=True)
+class LungMask:
+    """The lungs of one film, all on its own grid [H, W].
+
+    mask: bool, `left | right`. left, right: bool, the patient's: right is on the image's left.
+    probability: f32 0..1, the pooled map before thresholding (for "vote": the share of members in favour).
+    agreement: mean pairwise Dice of the members' masks on the network's grid, 0..1; None with one member.
+    """
+
+    mask: Mask
+    probability: Pixels
+    left: Mask
+    right: Mask
+    spacing_mm: tuple[float, float] | None
+    agreement: float | None
+    warnings: tuple[Warning_, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        def side(mask: Mask) -> dict[str, Any]:
+            pixels = int(np.count_nonzero(mask))
+            area = None if self.spacing_mm is None else pixels * self.spacing_mm[0] * self.spacing_mm[1] / 100
+            return {"found": pixels > 0, "area_px": pixels, "area_cm2": area}
+
+        return {
+            "left": side(self.left),
+            "right": side(self.right),
+            "share_of_film": float(np.count_nonzero(self.mask) / self.mask.size),
+            "agreement": self.agreement,
+        }
+
+
+class Segmenter:
+    """An ensemble of compiled networks. Safe to call from several threads."""
+
+    def __init__(self, spec: SegmenterSpec, networks: Sequence[Network]) -> None:
+        self._spec = spec
+        self._networks = tuple(networks)
+
+    def segment(self, film: Radiograph) -> LungMask:
+        """Find the lungs. Raises QualityError if there are none."""
+        geometry = Geometry.letterbox(film.shape, self._spec.size)
+        image = geometry.to_network(film.pixels)[None, None]
+        maps = [network({"image": image})["probability"][0, 0] for network in self._networks]
+        probability, mask = pool(maps, self._spec.pool, self._spec.threshold, geometry.to_source)
+        right, left, merged = split(mask)
+        mask = right | left
+        if np.count_nonzero(mask) < MINIMUM_SHARE * mask.size:
+            raise QualityError(
+                f"No lungs found in {film.source.path or 'the image'}: less than {MINIMUM_SHARE:.0%} of it looks like "
+                "lung. Give a frontal chest radiograph, upright, with air dark."
+            )
+        agreement = _agreement([member >= self._spec.threshold for member in maps])
+        warnings = _implausible(film.pixels, right, left, merged=merged, agreement=agreement)
+        return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings))
+
+
+def pool(
+    maps: Sequence[Pixels], how: Pool, threshold: float, to_source: Callable[[Pixels], Pixels]
+) -> tuple[Pixels, Mask]:
+    """Pool members' maps, f32 [S, S] 0..1 each, on the source grid.
+
+    Returns the pooled map, f32 [H, W] 0..1, and the mask that it is thresholded to, bool [H, W].
+    """
+    if how == "mean" or len(maps) == 1:
+        # Resampling is linear: the mean of the resampled maps is the resampled mean.
+        mean = to_source(np.mean(maps, axis=0, dtype=np.float32))
+        return mean, mean >= threshold
+    sources = [to_source(member) for member in maps]
+    if how == "union":
+        largest: Pixels = np.maximum.reduce(sources)
+        return largest, largest >= threshold
+    votes: Pixels = np.sum([member >= threshold for member in sources], axis=0, dtype=np.float32)
+    return votes / np.float32(len(maps)), votes > len(maps) / 2
+
+
+@dataclass(frozen=True)
+class _Piece:
+    contour: NDArray[np.int32]
+    area: float
+    left: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        return self.left + self.width
+
+    @property
+    def middle(self) -> float:
+        return self.left + self.width / 2
+
+    def beside(self, other: _Piece) -> bool:
+        overlap = min(self.right, other.right) - max(self.left, other.left)
+        return overlap < min(self.width, other.width) / 2
+
+
+def split(mask: Mask) -> tuple[Mask, Mask, bool]:
+    """Clean a raw mask [H, W] and part it into (patient's right, patient's left, were they grown together?).
+
+    Holes are filled, and pieces below `SPECK` of the largest are dropped. The two largest pieces that stand side by
+    side are the lungs; other pieces go with the nearer one. Where no piece stands beside the largest and that is too
+    wide for one lung, it is both: it is cut along the column with the least mask in the middle third of its box. Else
+    one lung is missing, and the film's middle tells which.
+    """
+    shape = mask.shape
+    pieces = _pieces(mask)
+    if not pieces:
+        return np.zeros(shape, np.bool_), np.zeros(shape, np.bool_), False
+    largest = pieces[0]
+    partner = next((piece for piece in pieces[1:] if piece.beside(largest)), None)
+    merged = partner is None and largest.width >= PAIR_ASPECT * largest.height
+    cut: float
+    if merged:
+        whole = _fill([largest], shape)
+        cut = _thinnest_column(whole, largest)
+    elif partner is not None:
+        cut = (largest.middle + partner.middle) / 2
+    else:
+        cut = shape[1] / 2
+    others = pieces[1:] if merged else pieces
+    right = _fill([piece for piece in others if piece.middle < cut], shape)
+    left = _fill([piece for piece in others if piece.middle >= cut], shape)
+    if merged:
+        column = int(cut)
+        right[:, :column] |= whole[:, :column]
+        left[:, column:] |= whole[:, column:]
+    return right, left, merged
+
+
+def _pieces(mask: Mask) -> list[_Piece]:
+    """The outer outlines of the connected pieces (8 neighbours), largest enclosed area first, without specks."""
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    pieces = []
+    for contour in contours:
+        x, _, width, height = cv2.boundingRect(contour)
+        pieces.append(_Piece(np.asarray(contour, np.int32), cv2.contourArea(contour), x, width, height))
+    pieces.sort(key=lambda piece: (-piece.area, piece.left))
+    return [piece for piece in pieces if piece.area >= SPECK * pieces[0].area]
+
+
+def _fill(pieces: Sequence[_Piece], shape: tuple[int, ...]) -> Mask:
+    canvas = np.zeros(shape, np.uint8)
+    cv2.drawContours(canvas, [piece.contour for piece in pieces], -1, 1, cv2.FILLED)
+    return canvas.view(np.bool_)
+
+
+def _thinnest_column(mask: Mask, piece: _Piece) -> int:
+    start, stop = piece.left + piece.width // 3, piece.right - piece.width // 3
+    counts = np.count_nonzero(mask[:, start:stop], axis=0)
+    least = start + np.flatnonzero(counts == counts.min())
+    return int(least[np.argmin(np.abs(least - piece.middle))])
+
+
+def _agreement(masks: Sequence[Mask]) -> float | None:
+    if len(masks) < 2:
+        return None
+
+    def dice(a: Mask, b: Mask) -> float:
+        total = np.count_nonzero(a) + np.count_nonzero(b)
+        return 1.0 if total == 0 else float(2 * np.count_nonzero(a & b) / total)
+
+    return float(np.mean([dice(a, b) for a, b in combinations(masks, 2)]))
+
+
+def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agreement: float | None) -> list[Warning_]:
+    """What is odd about these lungs. The checks look at every n-th pixel of a large film."""
+    found: list[Warning_] = []
+
+    def warn(code: str, message: str) -> None:
+        found.append(Warning_(code=code, message=message, stage="segmentation"))
+
+    step = max(1, min(pixels.shape) // 512)
+    film, right, left = pixels[::step, ::step], right[::step, ::step], left[::step, ::step]
+    mask = right | left
+    areas = {"right": np.count_nonzero(right), "left": np.count_nonzero(left)}
+    for side, area in areas.items():
+        if area == 0:
+            warn("lung-missing", f"The patient's {side} lung was not found; its zones are not scored.")
+    share = np.count_nonzero(mask) / mask.size
+    if not PLAUSIBLE_SHARE[0] <= share <= PLAUSIBLE_SHARE[1]:
+        warn(
+            "lung-area",
+            f"The lungs fill {share:.0%} of the film; {PLAUSIBLE_SHARE[0]:.0%} to {PLAUSIBLE_SHARE[1]:.0%} is usual. "
+            "Check that this is one frontal chest film.",
+        )
+    if 0 < min(areas.values()) < PLAUSIBLE_RATIO * max(areas.values()):
+        side = min(areas, key=lambda name: areas[name])
+        ratio = min(areas.values()) / max(areas.values())
+        warn(
+            "lung-asymmetry",
+            f"The {side} lung is only {ratio:.0%} of the other's area: part of it may be "
+            "missing (opaque, collapsed or removed lung, or a wrong outline).",
+        )
+    borders = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}
+    cut = [name for name, line in borders.items() if np.count_nonzero(line) > CUT_OFF * line.size]
+    if cut:
+        warn("lung-cut-off", f"The lungs reach the film's {' and '.join(cut)} border: parts of them may lie outside.")
+    if merged:
+        warn("lungs-merged", "Both lungs were found as one piece; they were parted along its thinnest column.")
+    if agreement is not None and agreement < AGREEMENT:
+        warn(
+            "members-disagree",
+            f"The segmentation networks agree only to a Dice of {agreement:.2f} (usual: above {AGREEMENT}). "
+            "Check the outline.",
+        )
+    # Columns with right lung before them and left lung after them: spine, heart and great vessels.
+    between = np.maximum.accumulate(right, axis=1) & np.maximum.accumulate(left[:, ::-1], axis=1)[:, ::-1] & ~mask
+    if between.any() and film[mask].mean() > film[between].mean():
+        warn(
+            "polarity",
+            "The lungs are brighter than what lies between them: the film looks inverted. Air must be dark; check its "
+            "photometric interpretation.",
+        )
+    for side, lung in (("right", right), ("left", left)):
+        solidity = _solidity(lung)
+        if solidity < PLAUSIBLE_SOLIDITY:
+            warn(
+                "lung-shape",
+                f"The {side} lung's outline is ragged (area / convex hull {solidity:.2f}). Check the outline.",
+            )
+    return found
+
+
+def _solidity(lung: Mask) -> float:
+    """Area over the area of the convex hull; 1 for an empty mask."""
+    if not lung.any():
+        return 1.0
+    points = cv2.findNonZero(lung.astype(np.uint8))
+    hull = cv2.contourArea(cv2.convexHull(points))
+    return 1.0 if hull == 0 else len(points) / hull

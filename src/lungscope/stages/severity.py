@@ -1,0 +1,154 @@
+"""Stage 5: how much of each lung zone is involved, scored 0 to 3 over six zones.
+
+The zones are those of the Brixia score (Borghesi and Maroldi 2020): A, B, C are the patient's right lung from the top,
+D, E, F the left. What is scored here is extent alone, by `DEFINITION`; it is not Brixia, whose grades also say what
+kind of opacity is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lungscope.radiograph import Pixels
+from lungscope.stages.classification import Classification, softmax
+from lungscope.stages.segmentation import LungMask, Mask
+
+NORMAL = "Normal"
+ZONES = {"right": "ABC", "left": "DEF"}
+#: Score by the involved share of a zone: 0 below the first limit, 1 below the second, 2 below the third, else 3.
+LIMITS = (0.05, 1 / 3, 2 / 3)
+INVOLVED = 0.5
+
+DEFINITION = (
+    "Each lung is parted into an upper, middle and lower third by the rows of its own bounding box: A, B, C right "
+    "lung, D, E, F left lung. At each cell of the classifier's grid the local class evidence is the class "
+    "activation map plus the class's bias (its mean over all cells is the class's logit); the local disease "
+    "probability is 1 - softmax(evidence)[Normal], resampled bilinearly to the film. A lung pixel is involved "
+    "where that exceeds 0.5. A zone scores 0 if less than 5 % of its lung pixels are involved, 1 below one third, "
+    "2 below two thirds, 3 from there on. Global is the sum, 0 to 18. Extent is the involved share of a lung. "
+    "Evidence is the mean log-odds of disease. A lung that was not found has no scores, and then there is no "
+    "global score."
+)
+
+
+@dataclass(frozen=True)
+class Zone:
+    """score: 0..3. extent: involved share, 0..1. evidence: mean log-odds of disease. rows: start, stop."""
+
+    score: int
+    extent: float
+    evidence: float
+    rows: tuple[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "score": self.score,
+            "extent_percent": 100 * self.extent,
+            "evidence": self.evidence,
+            "rows": list(self.rows),
+        }
+
+
+@dataclass(frozen=True)
+class Severity:
+    """Scores of one film. What could not be scored is None, and `reason` says why.
+
+    zones: by letter A..F. extent: involved share 0..1 by "left" and "right". evidence: mean log-odds of disease.
+    """
+
+    zones: dict[str, Zone | None]
+    total: int | None
+    extent: dict[str, float | None]
+    evidence: float | None
+    reason: str | None
+    definition: str = DEFINITION
+
+    @property
+    def extent_percent(self) -> dict[str, float | None]:
+        """Involved share of each lung in percent, by "left" and "right"."""
+        return {side: None if share is None else 100 * share for side, share in self.extent.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "zones": {name: None if zone is None else zone.to_json() for name, zone in self.zones.items()},
+            "global": self.total,
+            "extent_percent": self.extent_percent,
+            "evidence": self.evidence,
+            "reason": self.reason,
+            "definition": self.definition,
+        }
+
+
+def grade(classification: Classification, lungs: LungMask) -> Severity:
+    """Score the six zones by `DEFINITION`."""
+    if NORMAL not in classification.labels:
+        names = ", ".join(classification.labels)
+        return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).")
+    log_odds, probability = disease(classification)
+    evidence = classification.geometry.to_source(log_odds)
+    involved = classification.geometry.to_source(probability) > INVOLVED
+    zones: dict[str, Zone | None] = {}
+    extent: dict[str, float | None] = {}
+    for side, lung in (("right", lungs.right), ("left", lungs.left)):
+        zones |= dict(zip(ZONES[side], _thirds(lung, involved, evidence), strict=True))
+        extent[side] = _share(involved, lung)
+    scores = [None if zone is None else zone.score for zone in zones.values()]
+    known = [score for score in scores if score is not None]
+    missing = [name for name, zone in zones.items() if zone is None]
+    return Severity(
+        zones=zones,
+        total=sum(known) if not missing else None,
+        extent=extent,
+        evidence=_mean(evidence, lungs.mask) if lungs.mask.any() else None,
+        reason=f"No lung was found in zone {', '.join(missing)}." if missing else None,
+    )
+
+
+def disease(classification: Classification) -> tuple[Pixels, Pixels]:
+    """Local log-odds and probability of any disease, f32 [h, w] each, on the classifier's cells."""
+    local = classification.cam + classification.bias[:, None, None]
+    normal = classification.labels.index(NORMAL)
+    others = np.delete(local, normal, axis=0)
+    log_odds = np.logaddexp.reduce(others, axis=0) - local[normal]
+    return np.asarray(log_odds, np.float32), 1 - softmax(local)[normal]
+
+
+def score_of(extent: float) -> int:
+    """Score 0..3 of an involved share 0..1."""
+    return sum(extent >= limit for limit in LIMITS)
+
+
+def _thirds(lung: Mask, involved: Mask, evidence: Pixels) -> list[Zone | None]:
+    rows = np.flatnonzero(lung.any(axis=1))
+    if rows.size == 0:
+        return [None, None, None]
+    top, height = int(rows[0]), int(rows[-1] - rows[0] + 1)
+    edges = [top + height * third // 3 for third in range(4)]
+    return [_zone(lung, involved, evidence, start, stop) for start, stop in pairwise(edges)]
+
+
+def _zone(lung: Mask, involved: Mask, evidence: Pixels, start: int, stop: int) -> Zone | None:
+    part = lung[start:stop]
+    extent = _share(involved[start:stop], part)
+    if extent is None:
+        return None
+    return Zone(score_of(extent), extent, _mean(evidence[start:stop], part), (start, stop))
+
+
+def _share(involved: Mask, lung: Mask) -> float | None:
+    pixels = np.count_nonzero(lung)
+    return None if pixels == 0 else float(np.count_nonzero(involved & lung) / pixels)
+
+
+def _mean(values: Pixels, mask: Mask) -> float:
+    return cv2.mean(values, mask.view(np.uint8))[0]
+
+
+def _none(reason: str) -> Severity:
+    empty: dict[str, Zone | None] = dict.fromkeys("ABCDEF")
+    return Severity(empty, None, {"right": None, "left": None}, None, reason)

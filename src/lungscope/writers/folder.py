@@ -1,0 +1,83 @@
+"""A film's folder of results, and what it is called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lungscope.report import Report
+from lungscope.writers.atomic import whole_file, write_text
+from lungscope.writers.html import page
+from lungscope.writers.json import RESULTS, RUN, write_json
+from lungscope.writers.overlay import png, render
+
+REPORT, LUNGS, SALIENCY, OVERLAY, PAGE = "report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"
+
+#: What each format writes.
+FORMATS: dict[str, tuple[str, ...]] = {"json": (REPORT,), "png": (LUNGS, SALIENCY, OVERLAY), "html": (PAGE,)}
+
+
+def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
+    """Write a film's results in `formats` (keys of `FORMATS`) into `folder`, over those of an earlier run.
+
+    report.json: `Report.to_json`. lungs.png: 8 bit, 0 or 255, source grid. saliency.npy: f32 [H, W], source grid, logit
+    units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at.
+    """
+    clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = png(render(report)) if {"png", "html"} & set(formats) else b""
+    if "png" in formats:
+        with whole_file(folder / LUNGS) as file:
+            file.write(encode_mask(report.lungs.mask))
+        if report.saliency is not None:
+            with whole_file(folder / SALIENCY) as file:
+                np.save(file, report.saliency.map, allow_pickle=False)
+        with whole_file(folder / OVERLAY) as file:
+            file.write(picture)
+    if "html" in formats:
+        write_text(folder / PAGE, page(report, picture))
+    if "json" in formats:
+        write_json(folder / REPORT, report.to_json())
+
+
+def clear(folder: Path) -> None:
+    """Remove the files that `write` makes: no file of an earlier run may pass for one of this run."""
+    for names in FORMATS.values():
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+
+def encode_mask(mask: np.typing.NDArray[np.bool_]) -> bytes:
+    """A mask bool [H, W] as an 8-bit grey PNG of 0 and 255."""
+    ok, data = cv2.imencode(".png", mask.astype(np.uint8) * 255)
+    if not ok:
+        raise RuntimeError("OpenCV could not encode a PNG")
+    return data.tobytes()
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """A folder name for each path, no two alike even where case does not count.
+
+    The name is the file's stem. Where several inputs of a run share a stem, or a stem is no good as a folder's name
+    beside results.jsonl, it is `<stem>-<8 hex digits>` of the SHA-256 of the absolute path: the same in every run over
+    the same inputs, in any order.
+    """
+    counts = Counter(path.stem.casefold() for path in paths)
+    taken = {RESULTS, RUN, "", ".", ".."}
+    unique = {stem for stem, count in counts.items() if count == 1} - taken
+    taken |= unique
+    names = []
+    for path in paths:
+        name = path.stem
+        if name.casefold() not in unique:
+            digest = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()
+            base = path.stem.strip(".")[:60] or "film"
+            name = next(name for n in range(8, 65) if (name := f"{base}-{digest[:n]}").casefold() not in taken)
+            taken.add(name.casefold())
+        names.append(name)
+    return names

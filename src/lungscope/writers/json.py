@@ -1,0 +1,74 @@
+"""JSON out: report.json, run.json, and the rows of results.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lungscope.report import Failure, Report, plain
+from lungscope.writers.atomic import write_text
+
+RESULTS = "results.jsonl"
+RUN = "run.json"
+
+
+def dumps(document: Any, *, indent: int | None = 2) -> str:
+    """`document` as strict JSON, ASCII only, NaN as null."""
+    return json.dumps(plain(document), indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` to `path`, whole or not at all."""
+    write_text(path, dumps(document) + "\n")
+
+
+def row(result: Report | Failure, folder: str) -> dict[str, Any]:
+    """A film's row in results.jsonl. folder: where its files are, relative to results.jsonl."""
+    if isinstance(result, Failure):
+        return {"status": "failed", **result.to_json()}
+    document = result.to_json()
+    classification, severity = document["classification"] or {}, document["severity"] or {}
+    return {
+        "status": "done",
+        "path": document["source"]["path"],
+        "sha256": document["source"]["sha256"],
+        "folder": folder,
+        "label": classification.get("label"),
+        "probabilities": classification.get("probabilities"),
+        "abstained": classification.get("abstained"),
+        "severity": severity.get("global"),
+        "zones": {name: zone and zone["score"] for name, zone in severity.get("zones", {}).items()},
+        "extent_percent": severity.get("extent_percent"),
+        "lungs_area_px": {side: document["lungs"][side]["area_px"] for side in ("left", "right")},
+        "warnings": [warning["code"] for warning in document["run"]["warnings"]],
+        "ms": sum(document["run"]["timings_ms"].values()),
+    }
+
+
+class Results:
+    """results.jsonl, written a whole row at a time: after an interruption it is valid as far as it goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / RESULTS).open("wb", buffering=0)
+        self.done = 0
+        self.failed = 0
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, result: Report | Failure, folder: str) -> dict[str, Any]:
+        """Append a film's row, and return it."""
+        entry = row(result, folder)
+        self._file.write((dumps(entry, indent=None) + "\n").encode("ascii"))
+        if isinstance(result, Failure):
+            self.failed += 1
+        else:
+            self.done += 1
+        return entry
