@@ -327,22 +327,22 @@ def test_a_stop_at_any_rename_is_resumed(
     import_films(kaggle, tmp_path / "old", name="s", size=32)
     save(kaggle / "COVID-19_Radiography_Dataset" / "COVID" / "images" / "COVID-1.png", draw(77))
     import_films(kaggle, tmp_path / "new", name="s", size=32)
-    replace = os.replace
+    replace = Path.replace
     stops = 0
     for stop in range(20):
         dest = tmp_path / f"s{stop}"
         shutil.copytree(tmp_path / "old", dest)
         count = 0
 
-        def failing(source: Path, target: Path, stop: int = stop) -> None:
+        def failing(source: Path, target: Path, stop: int = stop) -> Path:
             nonlocal count
             if count == stop:
                 raise Killed
             count += 1
-            replace(source, target)
+            return replace(source, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", failing)
+            patch.setattr(Path, "replace", failing)
             try:
                 import_films(kaggle, dest, name="s", size=32)
                 break

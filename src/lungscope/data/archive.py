@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import stat
 import zipfile
@@ -111,7 +110,7 @@ def _extract(
             broken[name] = f"the archive is broken here: {error}"
             target.unlink(missing_ok=True)
             continue
-        os.replace(part, target)
+        part.replace(target)
     progress(len(wanted), len(wanted))
     for path in folder.rglob("*"):
         if path.is_file() and path != marker and path.relative_to(folder).as_posix() not in members:
@@ -136,4 +135,4 @@ def _check_space(needed: int, archive: Path, folder: Path) -> None:
 def _write_marker(path: Path, facts: dict[str, object]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(facts))
-    os.replace(part, path)
+    part.replace(path)

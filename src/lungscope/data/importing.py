@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +40,8 @@ _ASPECT_TOLERANCE = 0.02
 
 Grid = NDArray[np.uint8]
 
-
-class Progress(Protocol):
-    """Told of each phase (`unpack`, `check`, `read`) how many films of how many are done."""
-
-    def __call__(self, phase: str, done: int, total: int) -> None: ...
+#: Told of each phase (`unpack`, `check`, `read`) how many files of how many are done.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -223,8 +219,8 @@ def _finish(dest: Path) -> None:
     (dest / "store.json").unlink(missing_ok=True)
     for name in _MOVED:
         if (work / name).exists():
-            os.replace(work / name, dest / name)
-    os.replace(work / "store.json", dest / "store.json")
+            (work / name).replace(dest / name)
+    (work / "store.json").replace(dest / "store.json")
     shutil.rmtree(work)
 
 
@@ -488,4 +484,4 @@ def _write_durably(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(part, path)
+    part.replace(path)

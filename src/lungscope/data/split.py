@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -59,13 +58,18 @@ class Split:
                 reader = csv.DictReader(stream)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise DataError(f"{path}: columns {reader.fieldnames}, a split has {list(COLUMNS)}")
-                rows = tuple(Row(**row) for row in reader)
+                rows = tuple(Row(**{name: row[name] for name in COLUMNS}) for row in reader)
         except OSError as error:
             how = f"Make a split: lungscope data split STORE... --out {path}"
             raise DataError(f"{path}: {error.strerror}. {how}") from error
         for row in rows:
             look_up(row.part, PARTS, what=f"{path}: part", error=DataError)
         return cls(rows)
+
+    @classmethod
+    def read_all(cls, paths: Iterable[Path]) -> Split:
+        """Several split files as one, checked across them."""
+        return cls(tuple(row for path in paths for row in cls.read(path).rows))
 
     def write(self, path: Path, facts: dict[str, object]) -> None:
         """Write `path` (CSV) and beside it a JSON with `facts`, the counts and the CSV's SHA-256."""
@@ -80,8 +84,8 @@ class Split:
         facts = {**facts, "sha256": digest, "counts": {" / ".join(key): n for key, n in sorted(counts.items())}}
         beside = path.with_suffix(".json.part")
         beside.write_text(json.dumps(facts, indent=2) + "\n")
-        os.replace(part, path)
-        os.replace(beside, path.with_suffix(".json"))
+        part.replace(path)
+        beside.replace(path.with_suffix(".json"))
 
     def select(self, store: Store, part: str) -> list[int]:
         """Indices into `store` of the films of one part, in the store's order.

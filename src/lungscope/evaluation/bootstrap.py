@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lungscope.evaluation.metrics import Floats, Integers, confusion_matrix, or_null
+from lungscope.evaluation.metrics import confusion_matrix
+from lungscope.statistics import Floats, Integers, or_null
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lungscope.statistics import Floats as Floats
+from lungscope.statistics import Integers as Integers
+from lungscope.statistics import Summary as Summary
+from lungscope.statistics import auc as auc
+from lungscope.statistics import mean_defined as mean_defined
+from lungscope.statistics import or_null as or_null
+from lungscope.statistics import ranks as ranks
+from lungscope.statistics import ratio
+from lungscope.statistics import spearman as spearman
+from lungscope.statistics import summarise as summarise
+
 Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 #: Number of equal-width confidence bins of `ece` and `reliability` (Guo et al. 2017, section 4).
 ECE_BINS = 15
@@ -50,7 +59,7 @@ def binary_accuracy(predicted: Mask, truth: Mask) -> Floats:
 def coverage(predicted: Mask, target: Mask) -> Floats:
     """Share of `target` (lung, or drawn disease) that lies inside `predicted`, f64 [N]; NaN where `target` is empty."""
     p, t = _pair(predicted, target)
-    return _ratio((p & t).sum(axis=1), t.sum(axis=1))
+    return ratio((p & t).sum(axis=1), t.sum(axis=1))
 
 
 def precision(predicted: Mask, truth: Mask) -> Floats:
@@ -95,8 +104,8 @@ def _hd95(p: Mask, t: Mask, spacing: tuple[float, float]) -> float:
 
 def _overlap(numerator: NDArray[np.int_], denominator: NDArray[np.int_], truth: Mask, ignore_empty: bool) -> Floats:
     if ignore_empty:
-        return np.where(truth.any(axis=1), _ratio(numerator, denominator), np.nan)
-    return np.where(denominator == 0, 1.0, _ratio(numerator, denominator))
+        return np.where(truth.any(axis=1), ratio(numerator, denominator), np.nan)
+    return np.where(denominator == 0, 1.0, ratio(numerator, denominator))
 
 
 def _pair(a: Mask, b: Mask) -> tuple[Mask, Mask]:
@@ -143,16 +152,16 @@ def per_class(confusion: NDArray[np.number]) -> PerClass:
     true, called = confusion.sum(axis=-1), confusion.sum(axis=-2)
     total = confusion.sum(axis=(-2, -1))[..., None]
     return PerClass(
-        sensitivity=_ratio(hit, true),
-        specificity=_ratio(total - true - called + hit, total - true),
-        precision=_ratio(hit, called),
-        f1=_ratio(2 * hit, true + called),
+        sensitivity=ratio(hit, true),
+        specificity=ratio(total - true - called + hit, total - true),
+        precision=ratio(hit, called),
+        f1=ratio(2 * hit, true + called),
     )
 
 
 def accuracy(confusion: NDArray[np.number]) -> Floats:
     """Share of films called right, f64 [...] of confusion matrices [..., K, K]; NaN without films."""
-    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1)))
+    return ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1)))
 
 
 def balanced_accuracy(confusion: NDArray[np.number]) -> Floats:
@@ -166,20 +175,6 @@ def macro_f1(confusion: NDArray[np.number]) -> Floats:
 
 
 # Classification, from the probabilities -------------------------------------------------------------------------------
-
-
-def auc(score: ArrayLike, positive: ArrayLike) -> float:
-    """Area under the ROC curve of `score` f64 [N] for `positive` bool [N]; NaN where either side is empty.
-
-    The rank statistic of Mann and Whitney: the chance that a positive outranks a negative, ties counting one half.
-    """
-    s, p = np.asarray(score, np.float64), np.asarray(positive, np.bool_)
-    if s.shape != p.shape or s.ndim != 1:
-        raise ValueError(f"scores {s.shape} and positives {p.shape} must both be [N]")
-    n = int(p.sum())
-    if n in (0, p.size) or np.isnan(s).any():
-        return math.nan
-    return float((ranks(s)[p].sum() - n * (n + 1) / 2) / (n * (p.size - n)))
 
 
 def class_auc(truth: ArrayLike, probabilities: ArrayLike) -> Floats:
@@ -229,7 +224,7 @@ def reliability(truth: ArrayLike, probabilities: ArrayLike, bins: int = ECE_BINS
     top, right = p.max(axis=1), p.argmax(axis=1) == t
     place = np.clip(np.ceil(top * bins).astype(np.int64) - 1, 0, bins - 1)
     films, confidence, hits = (np.bincount(place, weights, bins) for weights in (None, top, right.astype(np.float64)))
-    rows = enumerate(zip(films, _ratio(confidence, films), _ratio(hits, films), strict=True))
+    rows = enumerate(zip(films, ratio(confidence, films), ratio(hits, films), strict=True))
     return tuple(ReliabilityBin(i / bins, (i + 1) / bins, int(n), float(c), float(a)) for i, (n, c, a) in rows)
 
 
@@ -305,76 +300,6 @@ def score_classification(truth: ArrayLike, probabilities: ArrayLike, labels: tup
 
 
 # Shared ---------------------------------------------------------------------------------------------------------------
-
-
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's rank correlation, -1..1, of two series [N]; ties share their mean rank.
-
-    Only places where both are defined enter. NaN with fewer than two such places or where either series is constant.
-    """
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"series of shapes {a.shape} and {b.shape}; both must be [N]")
-    both = ~(np.isnan(a) | np.isnan(b))
-    if both.sum() < 2:
-        return math.nan
-    u, v = (ranks(series[both]) - (both.sum() + 1) / 2 for series in (a, b))
-    scale = math.sqrt(float((u @ u) * (v @ v)))
-    return float(u @ v) / scale if scale else math.nan
-
-
-def ranks(values: Floats) -> Floats:
-    """Ranks 1..N of `values` [N], f64; equal values share the mean of their ranks."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return np.asarray((last - (count - 1) / 2)[place], np.float64)
-
-
-def mean_defined(values: ArrayLike, axis: int = -1) -> Floats:
-    """Mean over the values along `axis` that are not NaN; NaN where none is."""
-    v = np.asarray(values, np.float64)
-    defined = ~np.isnan(v)
-    return _ratio(np.where(defined, v, 0.0).sum(axis=axis), defined.sum(axis=axis))
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A score over films. `defined` of `films` values entered; all others were NaN. `p5` and `p95` are percentiles."""
-
-    films: int
-    defined: int
-    mean: float
-    std: float
-    p5: float
-    median: float
-    p95: float
-    minimum: float
-    maximum: float
-
-    def to_json(self) -> dict[str, float | int | None]:
-        return {name: or_null(value) for name, value in vars(self).items()}
-
-
-def summarise(values: ArrayLike) -> Summary:
-    """Mean, population standard deviation and percentiles of the defined values of [N]; all NaN where none is."""
-    v = np.asarray(values, np.float64).ravel()
-    known = v[~np.isnan(v)]
-    if known.size == 0:
-        return Summary(v.size, 0, *[math.nan] * 7)
-    p5, median, p95 = (float(q) for q in np.percentile(known, (5, 50, 95)))
-    low, high = float(known.min()), float(known.max())
-    return Summary(v.size, known.size, float(known.mean()), float(known.std()), p5, median, p95, low, high)
-
-
-def or_null(value: float) -> float | None:
-    """`value`, or None where JSON has no word for it (NaN, infinity)."""
-    return value if math.isfinite(value) else None
-
-
-def _ratio(numerator: NDArray[np.number], denominator: NDArray[np.number]) -> Floats:
-    n, d = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    quotient: Floats = np.divide(n, d, out=np.full(np.broadcast_shapes(n.shape, d.shape), np.nan), where=d != 0)
-    return quotient
 
 
 def _classes(indices: ArrayLike, classes: int) -> Integers:

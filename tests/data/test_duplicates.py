@@ -1,0 +1,63 @@
+"""Near-duplicates and their groups, against slow references."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lungscope.data.duplicates import NEAR_DUPLICATE, THUMBNAIL, groups, near_duplicates, thumbnails
+
+Draw = Callable[..., np.ndarray]
+
+
+def test_thumbnails_are_standardised(draw: Draw) -> None:
+    rows = thumbnails(np.stack([draw(1, 64, 64), draw(2, 64, 64), np.full((64, 64), 7, np.uint8)]))
+    assert rows.shape == (3, THUMBNAIL**2)
+    np.testing.assert_allclose(rows.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 1, 0], atol=1e-5)
+
+
+def test_the_same_picture_in_other_clothes_is_found_and_others_are_not(draw: Draw) -> None:
+    film = draw(1, 256, 256)
+    darker = (film * 0.7 + 10).astype(np.uint8)
+    blurred = cv2.GaussianBlur(film, (0, 0), 2)
+    marked = film.copy()
+    marked[5:20, 5:40] = 255
+    others = [draw(seed, 256, 256) for seed in range(2, 30)]
+    pairs = near_duplicates(thumbnails(np.stack([film, darker, blurred, marked, *others])))
+    assert {(i, j) for i, j, _ in pairs} == set(itertools.combinations(range(4), 2))
+    assert all(NEAR_DUPLICATE < r <= 1.00001 for *_, r in pairs)
+
+
+def test_constant_films_are_nobodys_duplicates() -> None:
+    assert near_duplicates(thumbnails(np.zeros((3, 64, 64), np.uint8))) == []
+
+
+def test_pairs_equal_a_slow_search_over_block_borders() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(40, 16))
+    rows = (base[rng.integers(0, 40, 2100)] + rng.normal(0, 0.1, (2100, 16))).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    fast = {(i, j) for i, j, _ in near_duplicates(rows, 0.99)}
+    full = rows @ rows.T
+    slow = {(int(i), int(j)) for i, j in zip(*np.nonzero(full > 0.99), strict=True) if i < j}
+    near_the_threshold = np.abs(full - 0.99) < 1e-6
+    assert all(near_the_threshold[i, j] for i, j in fast ^ slow)
+    assert len(slow) > 100
+
+
+@given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=20))
+def test_groups_are_the_connected_components(n: int, edges: list[tuple[int, int]]) -> None:
+    pairs = [(a % n, b % n) for a, b in edges]
+    reached = [{i} for i in range(n)]
+    for _ in range(n):
+        for a, b in pairs:
+            union = reached[a] | reached[b]
+            for member in union:
+                reached[member] = reached[member] | union
+    assert groups(n, pairs).tolist() == [min(r) for r in reached]
