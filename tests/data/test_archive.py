@@ -150,20 +150,22 @@ def test_a_repeat_unpacks_only_what_is_missing_or_changed(tmp_path: Path) -> Non
 def test_an_interrupted_unpacking_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {f"{i}.png": bytes([i]) * 50 for i in range(4)}
     bundle = pack(tmp_path / "a.zip", members)
-    replace, count = Path.replace, 0
+    replace, count, stop = Path.replace, 0, 0
 
     def failing(source: Path, target: Path) -> Path:
         nonlocal count
         count += 1
-        if count == 4:
+        if count == stop:
             raise KeyboardInterrupt
         return replace(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", failing)
-        with pytest.raises(KeyboardInterrupt):
-            unpack(bundle, tmp_path / "out", quiet)
-    told: list[tuple[int, int]] = []
-    unpack(bundle, tmp_path / "out", lambda *step: told.append(step))
-    assert told[-1] == (2, 2)
-    assert files(tmp_path / "out") == members
+    for stop in range(1, 7):
+        folder, count = tmp_path / f"out{stop}", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", failing)
+            with pytest.raises(KeyboardInterrupt):
+                unpack(bundle, folder, quiet)
+        told: list[tuple[int, int]] = []
+        unpack(bundle, folder, lambda done, total, told=told: told.append((done, total)))
+        assert told[-1] == (4 - max(0, stop - 2),) * 2
+        assert files(folder) == members

@@ -288,6 +288,15 @@ def test_progress_is_told(kaggle: Path, tmp_path: Path) -> None:
     assert ("check", 9, 9) in told
 
 
+def test_two_imports_into_one_store_do_not_mix(kaggle: Path, tmp_path: Path) -> None:
+    def nested(path: Path) -> None:
+        import_films(kaggle, tmp_path / "store", size=32)
+
+    with pytest.raises(UsageError, match="another import"):
+        import_films(kaggle, tmp_path / "store", size=32, read=nested)
+    assert import_films(kaggle, tmp_path / "store", size=32).films == 9
+
+
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,8 @@ def _extract(
     listing = [(name, info.file_size, info.CRC) for name, info in sorted(members.items())]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     marker = folder / MARKER
-    if folder.exists() and not marker.is_file() and any(folder.iterdir()):
+    unmarked = folder.is_dir() and not marker.is_file()
+    if unmarked and any(path != marker.with_suffix(".part") for path in folder.iterdir()):
         raise DataError(f"{folder} is in the way of unpacking {archive.name}: it holds something else. Move it")
     known = json.loads(marker.read_text()) if marker.is_file() else {}
     trusted = known.get("digest") == digest and known.get("done")

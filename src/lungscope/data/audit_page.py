@@ -26,7 +26,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding
 table{border-collapse:collapse;margin:.8rem 0;display:block;overflow-x:auto}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}.hot{font-weight:700;color:#c7522a}
-figure{display:inline-block;margin:.2rem .5rem .6rem 0;font-size:12px;max-width:15rem;overflow-wrap:anywhere}
+figure{display:inline-block;margin:.2rem .5rem .6rem 0;font-size:12px;width:112px;overflow-wrap:anywhere}
 img{display:inline-block;border-radius:3px;background:#000}.warn{border-left:4px solid #c7522a;padding-left:.6rem}
 section{border-top:1px solid var(--line);margin-top:2rem}svg{background:var(--soft);border-radius:4px;max-width:100%}
 """
@@ -73,7 +73,7 @@ def _store_section(facts: StoreFacts, store: Store) -> str:
                     _name(item),
                     item.films,
                     "" if item.published is None else item.published,
-                    "" if item.published is None else f"{item.films - item.published:+,}",
+                    _Number("" if item.published is None else f"{item.films - item.published:+,}"),
                     item.with_mask,
                 )
                 for item in facts.classes
