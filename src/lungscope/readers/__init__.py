@@ -70,23 +70,26 @@ def find(inputs: Iterable[Path]) -> list[Path]:
     path that is missing, and a folder that is empty or cannot be listed, stay in the list, so that `read` says what
     is wrong with them and the others go on.
     """
-    found: dict[str, Path] = {}
-    seen: set[str] = set()
+    found: dict[Path, Path] = {}
+    seen: set[Path] = set()
     for item in map(Path, inputs):
-        for path in _expand(item, seen) or [item]:
-            found.setdefault(os.path.abspath(path), path)
+        films = _expand(item, seen)
+        if not films and not _expand(item, set()):
+            films = [item]
+        for path in films:
+            found.setdefault(path.absolute(), path)
     return list(found.values())
 
 
-def _expand(path: Path, seen: set[str]) -> list[Path]:
-    """The files below `path`; [] for a folder without any. `seen` holds the folders that were listed before."""
-    if not os.path.isdir(path):
-        return [path]
-    real = os.path.realpath(path)
-    if real in seen:
-        return []
-    seen.add(real)
+def _expand(path: Path, seen: set[Path]) -> list[Path]:
+    """The files below `path`, passing over the folders in `seen`, which were listed before."""
     try:
+        if not path.is_dir():
+            return [path]
+        real = path.resolve()
+        if real in seen:
+            return []
+        seen.add(real)
         entries = _entries(path)
     except OSError:
         return [path]

@@ -49,8 +49,8 @@ SOP_CLASSES = (
     uid.SecondaryCaptureImageStorage,
 )
 
-#: The decoder (pydicom's name of a plugin; "" where none is needed, "own" for lossless.py) of each transfer syntax that is read. 12-bit JPEG
-#: Extended is missing: no decoder under a permissive licence has it.
+#: The decoder of each transfer syntax that is read: pydicom's name of a plugin, "" where none is needed, "own" for
+#: lossless.py. 12-bit JPEG Extended is missing: no decoder under a permissive licence has it.
 DECODERS: dict[str, str] = {
     uid.ImplicitVRLittleEndian: "",
     uid.ExplicitVRLittleEndian: "",

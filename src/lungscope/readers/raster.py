@@ -131,7 +131,7 @@ def _scale(samples: Samples, white: int, name: str) -> Pixels:
     """Unsigned samples [H, W] or [H, W, channels] to f32 [H, W], with `white` as 1."""
     if samples.ndim == 2:
         return np.divide(samples, np.float32(white), dtype=np.float32)
-    channels = [np.ascontiguousarray(samples[..., k]) for k in range(samples.shape[2])]
+    channels = cv2.split(samples)
     if len(channels) == 2:
         grey = channels[0]
     else:

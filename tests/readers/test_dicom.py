@@ -1,0 +1,232 @@
+"""The DICOM grey scale by the sections of PS3.3 that define it, and the rules about what is read."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom.uid as uid
+import pytest
+from pydicom import Dataset
+from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
+from tests.corpus import WRITERS, as_integers, draw_chest, jpeg_lossless, make_dicom, save_dicom
+
+from lungscope.errors import UnreadableFileError, UnsupportedImageError
+from lungscope.radiograph import Radiograph
+from lungscope.readers import read
+from lungscope.readers.common import MAX_BYTES
+from lungscope.readers.dicom import DECODERS, grey_scale
+from lungscope.stages.quality import inspect
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def film(tmp_path: Path, stored: np.ndarray = RAMP, bits: int = 12, **elements: object) -> Radiograph:
+    return read(save_dicom(make_dicom(stored, bits, **elements), tmp_path / "film.dcm"))
+
+
+def lut(first: int, bits: int, entries: list[int]) -> list[Dataset]:
+    item = Dataset()
+    item.LUTDescriptor = [len(entries), first, bits]
+    item["LUTDescriptor"].VR = "SS" if first < 0 else "US"
+    item.LUTData = np.array(entries, "<u2").tobytes()
+    item["LUTData"].VR = "OW"
+    return [item]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
+def test_without_window_the_range_is_that_of_bits_stored(tmp_path: Path, bits: int) -> None:
+    stored = np.full((64, 64), 2 ** (bits - 2), np.uint16)
+    assert film(tmp_path, stored, bits).pixels == pytest.approx(2 ** (bits - 2) / (2**bits - 1))
+
+
+def test_signed_values_and_a_negative_slope(tmp_path: Path) -> None:
+    signed = (RAMP.astype(np.int32) - 2048).astype(np.int16)
+    assert film(tmp_path, signed).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+    rescaled = film(tmp_path, RescaleSlope=-2, RescaleIntercept=100)
+    assert rescaled.pixels == pytest.approx(1 - RAMP / 4095, abs=1e-6)
+
+
+def test_linear_window_of_c_11_2_1_2_1(tmp_path: Path) -> None:
+    """The example of the standard: center 2048, width 4096 is the whole range of 12 bits, end to end."""
+    assert film(tmp_path, WindowCenter=2048, WindowWidth=4096).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+    narrow = film(tmp_path, WindowCenter=[1000, 9], WindowWidth=[201, 9]).pixels.ravel()
+    assert narrow[899] == 0 and narrow[1100] == 1
+    assert narrow[1000] == pytest.approx(0.5 / 200 + 0.5)
+    step = film(tmp_path, WindowCenter=2048, WindowWidth=1).pixels.ravel()
+    assert step[2047] == 0 and step[2048] == 1
+
+
+def test_exact_and_sigmoid_windows_of_c_11_2_1_3(tmp_path: Path) -> None:
+    exact = film(tmp_path, WindowCenter=1000, WindowWidth=200, VOILUTFunction="LINEAR_EXACT").pixels.ravel()
+    assert exact[[900, 1000, 1050, 1100]] == pytest.approx([0, 0.5, 0.75, 1])
+    sigmoid = film(tmp_path, WindowCenter=1000, WindowWidth=200, VOILUTFunction="SIGMOID").pixels.ravel()
+    assert sigmoid[[900, 1000, 1050]] == pytest.approx([1 / (1 + np.exp(2)), 0.5, 1 / (1 + np.exp(-1))], abs=1e-6)
+
+
+def test_the_window_is_in_rescaled_units_and_an_illegal_one_is_passed_over(tmp_path: Path) -> None:
+    moved = film(tmp_path, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=1000, WindowWidth=401).pixels.ravel()
+    assert moved[899] == 0 and moved[1100] == 1 and moved[1000] == pytest.approx(0.5 / 400 + 0.5)
+    assert film(tmp_path, WindowCenter=5, WindowWidth=0).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+
+
+def test_a_voi_lut_comes_before_a_window(tmp_path: Path) -> None:
+    table = lut(1000, 10, [0, 100, 1023])
+    out = film(tmp_path, VOILUTSequence=table, WindowCenter=2048, WindowWidth=10)
+    values = out.pixels.ravel()
+    assert values[[0, 1000, 1001, 1002, 4095]] == pytest.approx([0, 0, 100 / 1023, 1, 1])
+    assert out.source.tags["GreyScale"] == "VOI LUT"
+
+
+def test_a_modality_lut_comes_before_all(tmp_path: Path) -> None:
+    signed = (RAMP.astype(np.int32) - 2048).astype(np.int16)
+    ds = make_dicom(signed, ModalityLUTSequence=lut(-2, 16, [0, 40000, 65535]))
+    table, how = grey_scale(ds)
+    stored = np.array([-2048, -2, -1, 0, 2047]) & 4095
+    assert table[stored] == pytest.approx([0, 0, 40000 / 65535, 1, 1])
+    assert how == "all of 0 to 65535"
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted", "warned"),
+    [
+        ("MONOCHROME2", None, False, False),
+        ("MONOCHROME2", "IDENTITY", False, False),
+        ("MONOCHROME1", None, True, False),
+        ("MONOCHROME1", "INVERSE", True, False),
+        ("MONOCHROME1", "IDENTITY", True, True),
+        ("MONOCHROME2", "INVERSE", True, True),
+    ],
+)
+def test_polarity(tmp_path: Path, photometric: str, shape: str | None, inverted: bool, warned: bool) -> None:
+    out = film(tmp_path, PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    expected = 1 - RAMP / 4095 if inverted else RAMP / 4095
+    assert out.pixels == pytest.approx(expected, abs=1e-6)
+    assert ("polarity" in [warning.code for warning in inspect(out).warnings]) == warned
+
+
+def test_padding_is_black_whatever_the_polarity(tmp_path: Path) -> None:
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        out = film(
+            tmp_path, PhotometricInterpretation=photometric, PixelPaddingValue=100, PixelPaddingRangeLimit=90
+        ).pixels.ravel()
+        assert not out[90:101].any() and out[89] > 0 and out[101] > 0
+
+
+def test_overlay_bits_above_bits_stored_are_no_part_of_the_value(tmp_path: Path) -> None:
+    assert film(tmp_path, RAMP | 0x8000).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+
+
+def test_spacing_says_where_it_came_from(tmp_path: Path) -> None:
+    detector, patient, scanner = [0.2, 0.3], [0.15, 0.16], [0.4, 0.4]
+    both = film(tmp_path, ImagerPixelSpacing=detector, PixelSpacing=patient)
+    assert (both.spacing_mm, both.spacing_origin) == ((0.15, 0.16), "PixelSpacing")
+    one = film(tmp_path, ImagerPixelSpacing=detector, PixelSpacing=[0, 0])
+    assert (one.spacing_mm, one.spacing_origin) == ((0.2, 0.3), "ImagerPixelSpacing")
+    scanned = film(tmp_path, ImagerPixelSpacing=None, NominalScannedPixelSpacing=scanner)
+    assert (scanned.spacing_mm, scanned.spacing_origin) == ((0.4, 0.4), "NominalScannedPixelSpacing")
+    assert film(tmp_path, ImagerPixelSpacing=None).spacing_mm is None
+
+
+def test_tags_do_not_name_the_patient(tmp_path: Path) -> None:
+    tags = film(tmp_path).source.tags
+    assert tags["ViewPosition"] == "PA" and tags["BodyPartExamined"] == "CHEST"
+    assert "Nobody" not in " ".join(tags.values())
+
+
+def test_other_modalities_and_a_missing_one(tmp_path: Path) -> None:
+    assert film(tmp_path, Modality=None).shape == (64, 64)
+    for modality in ("CT", "MR", "US", "MG", "NM"):
+        with pytest.raises(UnsupportedImageError, match=f"modality {modality}"):
+            film(tmp_path, Modality=modality)
+
+
+def test_a_file_from_before_part_10_is_read(tmp_path: Path) -> None:
+    path = save_dicom(make_dicom(RAMP), tmp_path / "whole.dcm", uid.ImplicitVRLittleEndian)
+    data = path.read_bytes()
+    path.write_bytes(data[144 + int.from_bytes(data[140:144], "little") :])
+    assert read(path).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+
+
+def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    for kind in ("dicom-jpeg", "dicom-j2k", "dicom-jpegls", "dicom-jpeg-lossless"):
+        path = WRITERS[kind](draw_chest(80, 96, np.random.default_rng(0)), tmp_path / kind)
+        data = path.read_bytes()
+        rows = b"\x28\x00\x10\x00US\x02\x00"
+        path.write_bytes(data.replace(rows + b"\x50\x00", rows + b"\x40\x00"))
+        with pytest.raises(UnreadableFileError, match=r"96 x 64.*\(96, 80\)"):
+            read(path)
+
+
+def test_more_bits_than_the_header_allows_are_refused(tmp_path: Path) -> None:
+    ds = make_dicom(RAMP, bits=10)
+    ds.PixelData = encapsulate([jpeg_lossless(RAMP, 12)])
+    ds.file_meta.TransferSyntaxUID = uid.JPEGLosslessSV1
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    with pytest.raises(UnreadableFileError, match="10 bits"):
+        read(tmp_path / "film.dcm")
+
+
+def test_compressions_that_are_not_read_say_what_to_send(tmp_path: Path) -> None:
+    ds = make_dicom(RAMP)
+    ds.PixelData = encapsulate([b"\0" * 64])
+    ds["PixelData"].is_undefined_length = True
+    for syntax in (uid.JPEGExtended12Bit, uid.MPEG2MPML):
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+        with pytest.raises(UnsupportedImageError, match="JPEG-LS"):
+            read(tmp_path / "film.dcm")
+
+
+def test_every_decoder_that_is_named_is_installed() -> None:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    for syntax, plugin in DECODERS.items():
+        if plugin not in ("", "own"):
+            assert plugin in get_decoder(uid.UID(syntax)).available_plugins, syntax
+
+
+def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
+    path = save_dicom(make_dicom(RAMP), tmp_path / "film.dcm", uid.DeflatedExplicitVRLittleEndian)
+    data = path.read_bytes()
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    start = 144 + int.from_bytes(data[140:144], "little")
+    zeros, bomb = bytes(2**24), [data[:start]]
+    bomb += [deflater.compress(zeros) for _ in range(MAX_BYTES // len(zeros) + 2)] + [deflater.flush()]
+    path.write_bytes(b"".join(bomb))
+    with pytest.raises(UnsupportedImageError, match="inflates"):
+        read(path)
+
+
+def test_the_real_chest_film_of_nema_is_upright_in_all_its_forms() -> None:
+    """RG1 is a CR chest PA, MONOCHROME1, of 15 bits: its lungs must come out darker than its spine."""
+    paths = [get_testdata_file(f"RG1_{form}.dcm", download=False) for form in ("UNCR", "J2KR", "J2KI")]
+    if None in paths:
+        pytest.skip("needs the package pydicom-data")
+    plain, lossless, lossy = (read(str(path)) for path in paths)
+    assert plain.shape == (1955, 1841) and plain.spacing_mm is None
+    assert np.array_equal(plain.pixels, lossless.pixels)
+    assert np.abs(plain.pixels - lossy.pixels).max() < 0.02
+    lung, spine = plain.pixels[600:800, 1300:1500], plain.pixels[600:800, 860:960]
+    assert lung.mean() + 0.1 < spine.mean()
+    check = inspect(plain)
+    assert check.view == "PA" and check.warnings == ()
+
+
+def test_lookup_tables_of_real_files() -> None:
+    """Two NEMA pictures show one SMPTE pattern, one through a VOI LUT and one through a modality LUT."""
+    paths = [get_testdata_file(name, download=False) for name in ("vlut_04.dcm", "mlut_18.dcm")]
+    if None in paths:
+        pytest.skip("needs the package pydicom-data")
+    one, other = (read(str(path)).pixels for path in paths)
+    assert np.abs(one - other).max() < 0.02
+
+
+def test_sixteen_bits_survive_every_lossless_syntax(tmp_path: Path) -> None:
+    stored = as_integers(draw_chest(70, 66, np.random.default_rng(2)), 16)
+    for number, syntax in enumerate((uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1)):
+        path = save_dicom(make_dicom(stored, 16), tmp_path / f"{number}.dcm", syntax)
+        assert read(path).pixels == pytest.approx(stored / 65535, abs=1e-7), syntax.name

@@ -1,0 +1,153 @@
+"""PNG, JPEG, TIFF and BMP: range, polarity, colour, transparency, orientation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+from tests.corpus import as_integers, draw_chest, png_header
+
+from lungscope.errors import UnreadableFileError, UnsupportedImageError
+from lungscope.readers import read
+from lungscope.readers.common import MAX_PIXELS
+from lungscope.readers.raster import _upright
+
+CHEST = draw_chest(120, 90, np.random.default_rng(3))
+GREY = as_integers(CHEST, 8).astype(np.uint8)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_the_range_is_that_of_the_type_and_not_of_the_picture(tmp_path: Path) -> None:
+    dim = np.full((80, 80), 51, np.uint8)
+    assert read(save(Image.fromarray(dim), tmp_path / "dim.png")).pixels == pytest.approx(0.2)
+    deep = np.full((80, 80), 4095, np.uint16)
+    assert read(save(Image.fromarray(deep), tmp_path / "deep.png")).pixels == pytest.approx(4095 / 65535)
+    full = np.full((80, 80), 65535, np.uint16)
+    assert read(save(Image.fromarray(full), tmp_path / "full.png")).pixels.max() == 1.0
+
+
+def test_twelve_bit_tiff_has_4095_as_white(tmp_path: Path) -> None:
+    path = tmp_path / "twelve.tif"
+    rows = np.full((4, 2), [4095, 2048], np.uint16)
+    packed = b"".join(int(a << 12 | b).to_bytes(3, "big") for a, b in rows.tolist())
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    entries = {256: 2, 257: 4, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 4, 279: len(packed)}
+    for tag, value in entries.items():
+        tags[tag] = value
+    path.write_bytes(b"II*\0\x08\0\0\0" + tags.tobytes(8) + packed)  # Pillow puts the strip behind the directory
+    assert read(path).pixels == pytest.approx(np.full((4, 2), [1, 2048 / 4095]))
+
+
+def test_white_is_zero_tiff_is_inverted_at_8_and_16_bits(tmp_path: Path) -> None:
+    for bits in (8, 16):
+        stored = as_integers(1 - CHEST, bits).astype(f"u{bits // 8}")
+        path = save(Image.fromarray(stored), tmp_path / f"white{bits}.tif")
+        raw = bytearray(path.read_bytes())
+        at = raw.index(b"\x06\x01\x03\x00\x01\x00\x00\x00")  # tag 0x0106, one SHORT
+        raw[at + 8 : at + 10] = b"\0\0"
+        path.write_bytes(raw)
+        assert read(path).pixels == pytest.approx(CHEST, abs=0.51 / (2**bits - 1) + 1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
+    turned = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]  # the inverse of 6 is 8
+    stored = _upright(GREY.astype(np.float32), turned).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    film = read(save(Image.fromarray(stored), tmp_path / f"turned{suffix}", exif=exif))
+    assert film.shape == GREY.shape
+    assert np.abs(film.pixels - GREY / 255).max() < 0.1
+
+
+def test_orientation_six_needs_a_clockwise_quarter_turn() -> None:
+    stored = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    assert _upright(stored, 6).tolist() == [[4, 1], [5, 2], [6, 3]]
+    assert _upright(stored, 8).tolist() == [[3, 6], [2, 5], [1, 4]]
+
+
+def test_colour_of_sixteen_bits_keeps_all_of_them(tmp_path: Path) -> None:
+    deep = as_integers(CHEST, 16)
+    for suffix in (".png", ".tif"):
+        path = tmp_path / f"deep{suffix}"
+        assert cv2.imwrite(str(path), np.dstack([deep] * 3))
+        assert read(path).pixels == pytest.approx(deep / 65535, abs=1e-6)
+    deep[:] = np.arange(deep.size).reshape(deep.shape)
+    alpha = np.full_like(deep, 65535)
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([deep, deep, deep, alpha]))
+    assert read(tmp_path / "alpha.png").pixels == pytest.approx(deep / 65535, abs=1e-6)
+
+
+def test_colour_is_refused_and_a_coloured_marker_is_not(tmp_path: Path) -> None:
+    film = np.dstack([GREY] * 3)
+    film[:6, :6] = 250, 230, 20
+    assert read(save(Image.fromarray(film), tmp_path / "marker.png")).shape == GREY.shape
+    film[:30, :30] = 250, 230, 20
+    with pytest.raises(UnsupportedImageError, match=r"tinted\.png.*colour"):
+        read(save(Image.fromarray(film), tmp_path / "tinted.png"))
+    with pytest.raises(UnsupportedImageError, match="CMYK"):
+        read(save(Image.fromarray(film).convert("CMYK"), tmp_path / "press.jpg"))
+
+
+def test_transparent_is_black_and_opacity_multiplies(tmp_path: Path) -> None:
+    alpha = np.full_like(GREY, 255)
+    alpha[:40], alpha[40:80] = 0, 51
+    expected = GREY / 255 * (alpha / 255)
+    for name, bands in (("la", [GREY, alpha]), ("rgba", [GREY, GREY, GREY, alpha])):
+        film = read(save(Image.fromarray(np.dstack(bands)), tmp_path / f"{name}.png"))
+        assert film.pixels == pytest.approx(expected, abs=1e-6)
+    keyed = read(save(Image.fromarray(GREY), tmp_path / "key.png", transparency=int(GREY[60, 45])))
+    assert keyed.pixels[60, 45] == 0 and keyed.pixels.max() > 0.5
+
+
+def test_a_palette_is_looked_up(tmp_path: Path) -> None:
+    image = Image.fromarray(GREY).convert("P")
+    image.putpalette([255 - index // 3 for index in range(768)])
+    assert read(save(image, tmp_path / "inverted.png")).pixels == pytest.approx(1 - GREY / 255, abs=1e-6)
+
+
+def test_floats_must_be_finite_and_within_0_and_1(tmp_path: Path) -> None:
+    assert read(save(Image.fromarray(CHEST), tmp_path / "float.tif")).pixels == pytest.approx(CHEST)
+    for name, value, reason in (
+        ("nan", np.nan, "NaN"),
+        ("inf", np.inf, "infinite"),
+        ("low", -0.1, "-0.1"),
+        ("high", 2, "2"),
+    ):
+        broken = CHEST.copy()
+        broken[5, 5] = value
+        with pytest.raises(UnsupportedImageError, match=reason) as caught:
+            read(save(Image.fromarray(broken), tmp_path / f"{name}.tif"))
+        assert f"{name}.tif" in str(caught.value)
+
+
+def test_signed_and_32_bit_integers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedImageError, match="32-bit"):
+        read(save(Image.fromarray(np.full((80, 80), 70000, np.int32)), tmp_path / "wide.tif"))
+
+
+@pytest.mark.parametrize("side", [20_000, 9_200])
+def test_a_large_header_is_refused_before_decoding(tmp_path: Path, side: int) -> None:
+    """9,200 squared is what Pillow itself would still decode."""
+    assert side**2 > MAX_PIXELS
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(UnsupportedImageError, match=r"bomb\.png.*80,000,000"):
+        read(path)
+
+
+def test_every_cut_of_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    whole = save(Image.fromarray(GREY), tmp_path / "whole.png").read_bytes()
+    path = tmp_path / "cut.png"
+    for cut in range(1, len(whole) - 16, 97):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UnreadableFileError, match=r"cut\.png"):
+            read(path)

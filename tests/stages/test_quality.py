@@ -1,0 +1,121 @@
+"""What is refused, what is warned of, and that clinical films pass in silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.corpus import draw_chest
+
+from lungscope.errors import QualityError, UnsupportedImageError
+from lungscope.radiograph import Pixels, Radiograph, Source
+from lungscope.readers import read
+from lungscope.stages.quality import InputCheck, inspect
+
+CHEST = draw_chest(256, 256, np.random.default_rng(4))
+
+
+def film(pixels: Pixels = CHEST, spacing: tuple[float, float] | None = None, **tags: str) -> Radiograph:
+    return Radiograph(pixels.astype(np.float32), Source(Path("some/film.png"), "0" * 64, "PNG", tags), spacing)
+
+
+def codes(check: InputCheck) -> list[str]:
+    return [warning.code for warning in check.warnings]
+
+
+def test_a_good_film_passes_in_silence() -> None:
+    check = inspect(film(ViewPosition="AP", BodyPartExamined="CHEST", PatientOrientation="L\\F"))
+    assert check.warnings == () and check.view == "AP"
+    assert check.to_json()["warnings"] == []
+    assert 0.25 < check.spread < 1 and check.clipped < 0.05
+
+
+def test_numbers_are_what_they_say() -> None:
+    pixels = np.full((100, 100), 0.5)
+    pixels[:20], pixels[20:30] = 0, 1
+    check = inspect(film(pixels))
+    assert (check.empty, check.clipped, check.spread) == pytest.approx((0.2, 0.1, 1.0), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (CHEST[:63], "256 x 63"),
+        (CHEST[:80], "strip"),
+        (np.zeros((256, 256)), "blank"),
+        (np.ones((256, 256)), "blank"),
+        (np.full((256, 256), 0.3), "blank"),
+        (CHEST / 16, "12-bit"),
+        (np.where(np.arange(256 * 256).reshape(256, 256) < 3000, CHEST + 0.2, 0), "black"),
+    ],
+)
+def test_what_no_stage_could_use_is_refused(pixels: Pixels, reason: str) -> None:
+    with pytest.raises(QualityError, match=reason) as caught:
+        inspect(film(pixels))
+    assert "film.png" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "code"),
+    [
+        (CHEST[:200], "small"),
+        (np.repeat(CHEST, 2, axis=0), "odd-aspect"),
+        (CHEST / 5, "low-contrast"),
+        (np.pad(CHEST, 150), "mostly-empty"),
+        (np.clip(CHEST * 3, 0, 1), "clipped"),
+    ],
+)
+def test_odd_pictures_are_warned_of(pixels: Pixels, code: str) -> None:
+    warnings = inspect(film(pixels)).warnings
+    assert code in [warning.code for warning in warnings]
+    assert all(warning.stage == "quality" and warning.message for warning in warnings)
+
+
+@pytest.mark.parametrize("view", ["LL", "RL", "LATERAL", "lateral", "RLO"])
+def test_side_views_are_refused(view: str) -> None:
+    with pytest.raises(UnsupportedImageError, match="frontal"):
+        inspect(film(ViewPosition=view))
+
+
+def test_view_codes_count_where_there_is_no_view_position() -> None:
+    with pytest.raises(UnsupportedImageError, match="left lateral"):
+        inspect(film(ViewCodeMeaning="left lateral"))
+    assert inspect(film(ViewPosition="PA", ViewCodeMeaning="left lateral")).view == "PA"
+    assert inspect(film(ViewPosition="LLD", ViewCodeMeaning="left lateral decubitus")).view == "LLD"
+
+
+@pytest.mark.parametrize(
+    ("tags", "code"),
+    [
+        ({"BodyPartExamined": "EXTREMITY"}, "not-chest"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "for-processing"),
+        ({"PatientOrientation": "R\\F"}, "mirrored"),
+        ({"PatientOrientation": "L\\H"}, "upside-down"),
+        ({"PatientOrientation": "A\\F"}, "maybe-lateral"),
+        ({"PatientOrientation": "F\\L"}, "rotated"),
+    ],
+)
+def test_header_oddities_are_warned_of(tags: dict[str, str], code: str) -> None:
+    assert codes(inspect(film(**tags))) == [code]
+
+
+@pytest.mark.parametrize("part", ["CHEST", "Chest", "LUNG", "THORAX", "RIBS", "CHEST_TO_ABDOMEN", ""])
+def test_chest_parts_are_not(part: str) -> None:
+    assert inspect(film(BodyPartExamined=part)).warnings == ()
+
+
+def test_pixels_that_are_not_square() -> None:
+    assert codes(inspect(film(spacing=(0.2, 0.3)))) == ["pixels-not-square"]
+    assert codes(inspect(film(spacing=(0.2, 0.2)))) == []
+
+
+@pytest.mark.data
+def test_clinical_films_pass_in_silence() -> None:
+    data = Path(os.environ.get("LUNGSCOPE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    paths = sorted((data / "severity" / "images").glob("*"))[::3] + sorted((data / "lungs" / "images").glob("*"))[::20]
+    if not paths:
+        pytest.skip(f"no films in {data}; set LUNGSCOPE_DATA")
+    found = {path.name: codes(inspect(read(path))) for path in paths}
+    assert {name: warned for name, warned in found.items() if warned} == {}
