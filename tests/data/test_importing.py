@@ -191,7 +191,7 @@ def test_nothing_readable_makes_no_store(tmp_path: Path) -> None:
 
 def test_masks_that_do_not_match_are_reported(make_store: Callable[..., Store], draw: Draw, draw_mask: Draw) -> None:
     soft = draw_mask()
-    soft[16, 8] = 100
+    soft[2, 2] = 100
     store = make_store(
         "s",
         {name: draw(i) for i, name in enumerate(("good", "ones", "empty", "soft", "wide", "deep"))},
@@ -212,6 +212,7 @@ def test_masks_that_do_not_match_are_reported(make_store: Callable[..., Store], 
     for record, mask in zip(store.records, store.masks, strict=True):
         assert mask.any() == bool(record.mask)
     assert (store.masks[1] == store.masks[0]).all()
+    assert (store.masks[3] == store.masks[0]).all()
     assert (store.masks[5] == store.masks[0]).all()
 
 
@@ -366,8 +367,9 @@ def test_a_stop_at_any_rename_is_resumed(
     assert stops == 7
 
 
-def test_a_torn_journal_line_and_longer_arrays_are_cut(
-    kaggle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("images", "reads"), [("longer", 5), ("shorter", 6), ("gone", 9)])
+def test_journal_and_arrays_that_disagree_are_cut_to_what_both_hold(
+    kaggle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str, reads: int
 ) -> None:
     from lungscope.readers import read
 
@@ -387,10 +389,13 @@ def test_a_torn_journal_line_and_longer_arrays_are_cut(
     work = tmp_path / "s" / ".import"
     with (work / "import.jsonl").open("ab") as stream:
         stream.write(b'{"film": {"id": "COV')
-    with (work / "images.npy").open("ab") as stream:
-        stream.write(b"half a film")
+    length = (work / "images.npy").stat().st_size
+    if images == "gone":
+        (work / "images.npy").unlink()
+    else:
+        os.truncate(work / "images.npy", length + (500 if images == "longer" else -1))
     result = import_films(kaggle, tmp_path / "s", size=32)
-    assert result.read == 5
+    assert result.read == reads
     assert content(tmp_path / "s") == content(tmp_path / "whole")
 
 

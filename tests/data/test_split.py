@@ -48,7 +48,7 @@ def test_groups_and_patients_stay_whole(store: Store) -> None:
         assert group[f"f{n:02}"] == group[f"f{n + 1:02}"]
         assert part[f"f{n:02}"] == part[f"f{n + 1:02}"]
     assert part["f24"] == part["f25"] == part["f26"]
-    assert group["f24"] == "s/f24"
+    assert group["f24"] == group["f25"] == group["f26"] == "s/f24"
     assert facts["near_duplicate_pairs"] == 6
     assert facts["films"] == 60
 
