@@ -24,8 +24,8 @@ BIAS = (-0.5, 1.0, -0.25)
 DARK = 0.55
 
 
-def write_segmenter(path: Path, *, dark: float = DARK, size: int = SIZE) -> None:
-    """probability = sigmoid(40 * (dark - mean of the 5 x 5 neighbourhood))."""
+def write_segmenter(path: Path, *, dark: float = DARK, steep: float = 40, size: int = SIZE) -> None:
+    """probability = sigmoid(steep * (dark - mean of the 5 x 5 neighbourhood)); steep < 0 takes what is bright."""
     nodes = [
         helper.make_node("AveragePool", ["image"], ["smooth"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
         helper.make_node("Sub", ["dark", "smooth"], ["below"]),
@@ -35,7 +35,7 @@ def write_segmenter(path: Path, *, dark: float = DARK, size: int = SIZE) -> None
     _save(
         path,
         nodes,
-        {"dark": np.float32(dark), "steep": np.float32(40)},
+        {"dark": np.float32(dark), "steep": np.float32(steep)},
         size,
         {"probability": ["N", 1, size, size]},
     )
@@ -76,13 +76,14 @@ def write_bundle(
     labels: Sequence[str] = LABELS,
     abstain_below: float = 0.5,
     crop: bool = True,
+    steep: float = 40,
 ) -> Path:
     """Write a whole, valid bundle with one segmenter for each of `darks` (its own notion of dark)."""
     root.mkdir(parents=True, exist_ok=True)
     members = []
     for number, dark in enumerate(darks):
         name = f"segmenter{number}.onnx" if number else "segmenter.onnx"
-        write_segmenter(root / name, dark=dark)
+        write_segmenter(root / name, dark=dark, steep=steep)
         members.append({"network": f"threshold-{dark}", "file": name})
     document: dict[str, Any] = {
         "schema_version": "1",

@@ -20,7 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lungscope.bundle import locate
@@ -196,7 +196,7 @@ def _show(run: dict[str, Any], out: Path) -> None:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table("film", "class", "probability", "severity", "extent R / L", "notes")
+    table = Table("film", "class", "probability", "severity", "extent R / L", Column("notes", overflow="fold"))
     for row in rows:
         film = escape(Path(row["path"]).name)
         if row["status"] == "failed":

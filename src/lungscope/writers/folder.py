@@ -68,15 +68,16 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     the same inputs, in any order.
     """
     counts = Counter(path.stem.casefold() for path in paths)
-    taken = {RESULTS, RUN, "", ".", ".."}
-    unique = {stem for stem, count in counts.items() if count == 1} - taken
+    taken = {RESULTS, RUN}
+    # A name that ends in a dot or a space is another name on Windows, and "." and ".." are no names anywhere.
+    unique = {stem for stem, count in counts.items() if count == 1 and stem == stem.rstrip(". ") != ""} - taken
     taken |= unique
     names = []
     for path in paths:
         name = path.stem
         if name.casefold() not in unique:
             digest = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()
-            base = path.stem.strip(".")[:60] or "film"
+            base = path.stem.strip(". ")[:60] or "film"
             name = next(name for n in range(8, 65) if (name := f"{base}-{digest[:n]}").casefold() not in taken)
             taken.add(name.casefold())
         names.append(name)

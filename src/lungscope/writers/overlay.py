@@ -62,7 +62,7 @@ def render(report: Report) -> Picture:
     picture = np.repeat(grey[:, :, None], 3, axis=2)
     if report.saliency is not None:
         picture = _heat(picture, np.maximum(scale.draw(report.saliency.map), 0))
-    drawn = np.ascontiguousarray(picture, np.uint8)
+    drawn = np.rint(picture).astype(np.uint8)
     outlines = {}
     for mask, colour in ((report.lungs.right, RIGHT), (report.lungs.left, LEFT)):
         outlines[colour] = _outline(mask, scale)

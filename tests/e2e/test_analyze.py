@@ -1,0 +1,223 @@
+"""`lungscope analyze` from the outside: files, rows, statuses, interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from films import TISSUE, draw, save
+from lungscope.cli.analyze import TABLE_ROWS, demo_film, films_in, run_films
+from lungscope.errors import LungscopeError
+from lungscope.pipeline import Analyzer
+from lungscope.report import Report
+from programs import environment, program, python
+
+ALL = {"report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"}
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def mixed(folder: Path) -> list[Path]:
+    """Films of which some are broken, two share a stem, and one crashes nothing."""
+    folder.mkdir(parents=True)
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("this is no image")
+    blank = save(folder / "blank.png", np.full((300, 300), TISSUE, np.float32))
+    assert blank.exists()
+    whole = save(folder / "whole.png", draw(opacities=[(0.7, 0.28, 0.12)]))
+    (folder / "cut.png").write_bytes(whole.read_bytes()[:400])
+    save(folder / "a" / "same.png", draw())
+    save(folder / "b" / "same.png", draw(400, 300))
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_mixed_folder(tiny: Path, tmp_path: Path) -> None:
+    films = mixed(tmp_path / "in")
+    missing = tmp_path / "missing.png"
+    out = tmp_path / "out"
+    done = program("analyze", tmp_path / "in", missing, "--out", out, "--model", tiny, "--json")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    found = rows(out)
+    assert [row["path"] for row in found] == [str(path) for path in (*films, missing)]
+    failed = {Path(row["path"]).name: row["error"] for row in found if row["status"] == "failed"}
+    assert {name: error["code"] for name, error in failed.items()} == {
+        "empty.png": "unreadable",
+        "text.png": "unreadable",
+        "cut.png": "unreadable",
+        "blank.png": "quality",
+        "missing.png": "unreadable",
+    }
+    assert all(name in error["message"] for name, error in failed.items())
+    good = [row for row in found if row["status"] == "done"]
+    assert len({row["folder"].casefold() for row in good}) == len(good) == 3
+    for row in good:
+        folder = out / row["folder"]
+        assert {path.name for path in folder.iterdir()} == ALL
+        report = json.loads((folder / "report.json").read_text())
+        assert Report.from_json(report).to_json() == report
+        assert report["source"]["path"] == row["path"]
+        mask = cv2.imread(str(folder / "lungs.png"), cv2.IMREAD_UNCHANGED)
+        saliency = np.load(folder / "saliency.npy")
+        assert mask.shape == saliency.shape == (report["image"]["height"], report["image"]["width"])
+        assert set(np.unique(mask)) == {0, 255}
+        assert not saliency[mask == 0].any()
+        peak = report["saliency"]["peak"]
+        if peak is not None:
+            assert saliency[peak["row"], peak["col"]] == saliency.max()
+    run = json.loads(done.stdout)
+    assert (run["inputs"], run["done"], run["failed"], run["interrupted"]) == (8, 3, 5, False)
+    on_disk = json.loads((out / "run.json").read_text())
+    assert on_disk == {name: value for name, value in run.items() if name != "rows"}
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["results.jsonl", "run.json", *(row["folder"] for row in good)]
+    )
+
+
+def test_all_done_is_status_zero_and_a_table(tiny: Path, tmp_path: Path) -> None:
+    film = save(tmp_path / "one [bold].png", draw())
+    done = program("analyze", film, "--out", tmp_path / "out", "--model", tiny, "--write", "json")
+    assert done.returncode == 0, done.stderr
+    assert "one [bold].png" in done.stdout
+    assert "Normal" in done.stdout
+    assert "Not for diagnosis." in done.stdout
+    assert {path.name for path in (tmp_path / "out" / "one [bold]").iterdir()} == {"report.json"}
+
+
+def test_analyze_loads_no_torch(tiny: Path, tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+    arguments = ["lungscope", "analyze", str(film), "--out", str(tmp_path / "out"), "--model", str(tiny), "--json"]
+    done = python(
+        f"import sys; sys.argv = {arguments!r}\n"
+        "from lungscope.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
+        "assert 'openvino' in sys.modules\n"
+        "heavy = {'torch', 'timm', 'lightning', 'segmentation_models_pytorch', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "film" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--model", "/no/such/bundle"], 3, "No bundle '/no/such/bundle'"),
+        (["--write", "json,pgn"], 2, "Did you mean 'png'?"),
+        (["--write", "dicom"], 2, "Allowed: json, png, html"),
+        (["--device", "tpu"], 2, "Device 'tpu' does not exist"),
+    ],
+)
+def test_what_can_not_run_writes_nothing(
+    tiny: Path, tmp_path: Path, arguments: Sequence[str], status: int, message: str
+) -> None:
+    film = save(tmp_path / "film.png", draw())
+    model = [] if "--model" in arguments else ["--model", tiny]
+    done = program("analyze", film, "--out", tmp_path / "out", *model, *arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tiny: Path, tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+    done = program("analyze", film, "--out", film, "--model", tiny)
+    assert done.returncode == 2
+    assert "can not be a folder" in done.stderr
+
+
+def test_demo_is_a_real_film(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("data_store", reason="the extra 'demo' (pydicom-data) is not installed")
+    done = program("analyze", "--demo", "--out", tmp_path, "--model", tiny, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "RG1_UNCR" / "report.json").read_text())
+    assert (report["image"]["height"], report["image"]["width"]) == (1955, 1841)
+
+
+def test_demo_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lungscope.cli.analyze.DEMO_FILM", "no-such-film.dcm")
+    with pytest.raises(LungscopeError, match=r"pip install 'lungscope\[demo\]'"):
+        demo_film()
+
+
+def test_results_of_an_earlier_run_are_no_films(tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+    overlay = save(tmp_path / "out" / "film" / "overlay.png", draw())
+    assert films_in([tmp_path], tmp_path / "out") == [film]
+    assert films_in([overlay], tmp_path / "out") == [overlay]
+
+
+def test_a_film_that_fails_leaves_no_files_of_an_earlier_run(analyzer: Analyzer, tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run_films(analyzer, [film], out, ["json", "png", "html"], progress=False)["done"] == 1
+    film.write_text("broken now")
+    run = run_films(analyzer, [film], out, ["json"], progress=False)
+    assert (run["done"], run["failed"]) == (0, 1)
+    assert not (out / "film").exists()
+
+
+def test_a_film_that_can_not_be_written_fails_alone(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b")]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("a file where the folder should be")
+    run = run_films(analyzer, films, out, ["json"], progress=False)
+    assert (run["done"], run["failed"]) == (1, 1)
+    assert rows(out)[0]["error"]["code"] == "internal"
+    assert "Error: " in rows(out)[0]["error"]["message"]
+
+
+def test_many_films_are_not_kept(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = [tmp_path / f"missing{number}.png" for number in range(TABLE_ROWS + 1)]
+    run = run_films(analyzer, films, tmp_path, ["json"], progress=False)
+    assert run["rows"] == []
+    assert len(rows(tmp_path)) == run["failed"] == len(films)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT can not be sent to one process on Windows")
+def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) -> None:
+    first = save(tmp_path / "in" / "film000.png", draw(1200, 1000))
+    for number in range(1, 200):
+        os.link(first, tmp_path / "in" / f"film{number:03}.png")
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-m", "lungscope.cli.main", "analyze", str(tmp_path / "in"), "--out", str(out)]
+    with subprocess.Popen(
+        [*arguments, "--model", str(tiny)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        results = out / "results.jsonl"
+        while time.monotonic() < deadline and not (results.exists() and results.read_bytes().count(b"\n") >= 3):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "Interrupted: " in stdout
+    found = rows(out)
+    assert 3 <= len(found) < 200
+    run = json.loads((out / "run.json").read_text())
+    assert run["interrupted"] is True
+    assert run["done"] == len(found)
+    assert not list(out.rglob("*.part"))
+    for row in found:
+        assert {path.name for path in (out / row["folder"]).iterdir()} == ALL

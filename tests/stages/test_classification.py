@@ -1,0 +1,63 @@
+"""What a classifier is shown, and what is made of its answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundles import BIAS, write_bundle
+from films import draw, radiograph
+from lungscope.errors import LungscopeError
+from lungscope.pipeline import Analyzer
+from lungscope.radiograph import Pixels
+from lungscope.stages.classification import Classifier, ViewSpec, lung_view, softmax
+
+
+def test_views_hold_only_what_they_may_hold() -> None:
+    film, mask = np.full((8, 8), 0.5, np.float32), np.zeros((8, 8), np.bool_)
+    mask[2:6, 2:4] = True
+    for what, inside, outside in (("lungs", 0.5, 0.0), ("background", 0.0, 0.5), ("image", 0.5, 0.5)):
+        view, _ = lung_view(film, mask, ViewSpec(what, False, 0.0, 8))
+        np.testing.assert_allclose(view, np.where(mask, np.float32(inside), np.float32(outside)))
+    view, geometry = lung_view(film, mask, ViewSpec("lungs", True, 0.0, 4))
+    assert (geometry.top, geometry.left, geometry.side) == (2, 1, 4)
+    np.testing.assert_allclose(view, [[0, 0.5, 0.5, 0]] * 4)
+
+
+def test_softmax_by_hand_and_for_large_logits() -> None:
+    np.testing.assert_allclose(softmax(np.log(np.array([1, 2, 5], np.float32))), [0.125, 0.25, 0.625], rtol=1e-6)
+    np.testing.assert_allclose(softmax(np.array([1000, 1000], np.float32)), [0.5, 0.5])
+
+
+def test_the_map_adds_up_to_the_logits(analyzer: Analyzer) -> None:
+    answer = analyzer.analyze(radiograph(draw(opacities=[(0.6, 0.3, 0.1)]))).classification
+    assert answer is not None
+    np.testing.assert_allclose(answer.cam.mean(axis=(1, 2)) + np.asarray(BIAS), answer.logits, atol=1e-4)
+    np.testing.assert_allclose(answer.probabilities, softmax(answer.logits))
+    assert answer.label == answer.labels[int(answer.probabilities.argmax())]
+    assert answer.to_json()["probability"] == float(answer.probabilities.max())
+
+
+@pytest.mark.parametrize(("limit", "abstained"), [(0.0, False), (1.0, True)])
+def test_abstaining_keeps_the_leading_label(tmp_path: Path, limit: float, abstained: bool) -> None:
+    answer = Analyzer(write_bundle(tmp_path, abstain_below=limit)).analyze(radiograph(draw())).classification
+    assert answer is not None
+    assert answer.abstained is abstained
+    assert answer.label == "Normal"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_an_error(analyzer: Analyzer, bad: float) -> None:
+    film = radiograph(draw())
+    lungs = analyzer.analyze(film).lungs
+    spec = analyzer.bundle.classifier
+    assert spec is not None
+
+    def network(inputs: object) -> dict[str, Pixels]:
+        return {"logits": np.array([[0, bad, 0]], np.float32), "cam": np.zeros((1, 3, 2, 2), np.float32)}
+
+    with pytest.raises(LungscopeError, match="not finite") as caught:
+        Classifier(spec, network).classify(film, lungs)
+    assert caught.value.code == "not-finite"

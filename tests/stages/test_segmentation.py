@@ -1,0 +1,183 @@
+"""Pooling, cleaning and parting of masks against masks drawn by hand, and what is said of odd lungs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundles import write_bundle
+from films import LUNG, TISSUE, draw, radiograph
+from lungscope.bundle import Bundle
+from lungscope.errors import QualityError
+from lungscope.radiograph import Geometry
+from lungscope.runtime import Runtime
+from lungscope.stages.segmentation import LungMask, Segmenter, pool, split
+
+
+def boxes(*spans: tuple[int, int, int, int], shape: tuple[int, int] = (40, 60)) -> np.ndarray:
+    mask = np.zeros(shape, np.bool_)
+    for top, bottom, left, right in spans:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+def segment(root: Path, pixels: np.ndarray, **film: object) -> LungMask:
+    bundle = Bundle.load(root)
+    networks = [Runtime("cpu").compile(member.path, batch=1) for member in bundle.segmenter.members]
+    return Segmenter(bundle.segmenter, networks).segment(radiograph(pixels, **film))
+
+
+RIGHT, LEFT = (5, 35, 5, 22), (5, 35, 38, 55)
+
+
+def test_the_patients_right_is_on_the_images_left() -> None:
+    right, left, merged = split(boxes(RIGHT, LEFT))
+    np.testing.assert_array_equal(right, boxes(RIGHT))
+    np.testing.assert_array_equal(left, boxes(LEFT))
+    assert not merged
+
+
+def test_specks_go_and_holes_are_filled() -> None:
+    mask = boxes(RIGHT, LEFT, (1, 4, 28, 31))
+    mask[10:14, 10:13] = False
+    right, left, _ = split(mask)
+    np.testing.assert_array_equal(right | left, boxes(RIGHT, LEFT))
+
+
+def test_a_lung_in_two_pieces_keeps_both() -> None:
+    upper, lower = (5, 15, 5, 20), (20, 35, 5, 20)
+    right, left, merged = split(boxes(upper, lower, LEFT))
+    np.testing.assert_array_equal(right, boxes(upper, lower))
+    np.testing.assert_array_equal(left, boxes(LEFT))
+    assert not merged
+
+
+def test_lungs_grown_together_are_cut_at_the_thinnest_column() -> None:
+    # The bridge of columns 22..37 is 6 rows high, but only 2 at column 27, left of the box's middle (30).
+    mask = boxes(RIGHT, LEFT, (10, 16, 22, 38))
+    mask[10:14, 27] = False
+    right, left, merged = split(mask)
+    assert merged
+    columns_right, columns_left = np.flatnonzero(right.any(axis=0)), np.flatnonzero(left.any(axis=0))
+    assert (columns_right.max(), columns_left.min()) == (26, 27)
+    np.testing.assert_array_equal(right | left, mask)
+    assert not (right & left).any()
+
+
+def test_two_pieces_above_each_other_are_not_two_lungs() -> None:
+    right, left, merged = split(boxes((2, 18, 5, 15), (22, 38, 6, 16)))
+    assert right.any()
+    assert not left.any()
+    assert not merged
+
+
+@pytest.mark.parametrize(("span", "side"), [(RIGHT, 0), (LEFT, 1)])
+def test_a_single_narrow_piece_is_one_lung(span: tuple[int, int, int, int], side: int) -> None:
+    sides = split(boxes(span))[:2]
+    np.testing.assert_array_equal(sides[side], boxes(span))
+    assert not sides[1 - side].any()
+
+
+def test_an_empty_mask_has_no_lungs() -> None:
+    right, left, merged = split(np.zeros((40, 60), np.bool_))
+    assert not right.any()
+    assert not left.any()
+    assert not merged
+
+
+# Three members on a 2 x 2 grid; the source grid is the same, so the pooled values can be read off.
+MAPS = [
+    np.array([[0.9, 0.6], [0.2, 0.0]], np.float32),
+    np.array([[0.8, 0.6], [0.1, 0.0]], np.float32),
+    np.array([[0.1, 0.0], [0.6, 0.3]], np.float32),
+]
+
+
+@pytest.mark.parametrize(
+    ("how", "pooled", "mask"),
+    [
+        ("mean", [[0.6, 0.4], [0.3, 0.1]], [[1, 0], [0, 0]]),
+        ("union", [[0.9, 0.6], [0.6, 0.3]], [[1, 1], [1, 0]]),
+        ("vote", [[2 / 3, 2 / 3], [1 / 3, 0]], [[1, 1], [0, 0]]),
+    ],
+)
+def test_pooling_by_hand(how: str, pooled: list[list[float]], mask: list[list[int]]) -> None:
+    probability, found = pool(MAPS, how, 0.5, Geometry.letterbox((2, 2), 2).to_source)
+    np.testing.assert_allclose(probability, pooled, atol=1e-6)
+    np.testing.assert_array_equal(found, np.array(mask, np.bool_))
+
+
+def test_half_of_the_votes_is_not_a_majority() -> None:
+    _, found = pool(MAPS[1:], "vote", 0.5, Geometry.letterbox((2, 2), 2).to_source)
+    assert not found.any()
+
+
+def test_union_is_taken_on_the_source_grid_and_mean_equals_the_mean_of_resampled_maps() -> None:
+    rng = np.random.default_rng(1)
+    maps = [rng.random((8, 8), dtype=np.float32) for _ in range(3)]
+    geometry = Geometry.letterbox((31, 23), 8)
+    resampled = [geometry.to_source(member) for member in maps]
+    np.testing.assert_array_equal(pool(maps, "union", 0.5, geometry.to_source)[0], np.max(resampled, axis=0))
+    mean = pool(maps, "mean", 0.5, geometry.to_source)[0]
+    np.testing.assert_allclose(mean, np.mean(resampled, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(320, 288), (256, 400), (300, 300)])
+def test_drawn_lungs_are_found_on_the_films_own_grid(tiny: Path, shape: tuple[int, int]) -> None:
+    film = draw(*shape)
+    lungs = segment(tiny, film, spacing_mm=(0.5, 0.4))
+    truth = film == np.float32(LUNG)
+    dice = 2 * np.count_nonzero(lungs.mask & truth) / (np.count_nonzero(lungs.mask) + np.count_nonzero(truth))
+    assert lungs.mask.shape == lungs.probability.shape == shape
+    assert dice > 0.9
+    assert not (lungs.left & lungs.right).any()
+    np.testing.assert_array_equal(lungs.left | lungs.right, lungs.mask)
+    assert lungs.agreement is None
+    assert lungs.warnings == ()
+    document = lungs.to_json()
+    pixels = int(lungs.left.sum())
+    assert document["left"] == {"found": True, "area_px": pixels, "area_cm2": pytest.approx(pixels * 0.2 / 100)}
+
+
+def test_disagreement_of_the_members_is_reported(tmp_path: Path) -> None:
+    film = draw(opacities=[(0.5, 0.28, 0.2), (0.5, 0.72, 0.2)])
+    lungs = segment(write_bundle(tmp_path, darks=(0.3, 0.6), pool="union"), film)
+    assert lungs.agreement is not None
+    assert lungs.agreement < 0.9
+    assert "members-disagree" in {warning.code for warning in lungs.warnings}
+    same = segment(write_bundle(tmp_path / "same", darks=(0.55, 0.55)), film)
+    assert same.agreement == 1.0
+
+
+def codes(lungs: LungMask) -> set[str]:
+    assert {warning.stage for warning in lungs.warnings} <= {"segmentation"}
+    return {warning.code for warning in lungs.warnings}
+
+
+def test_a_missing_lung_is_reported(tiny: Path) -> None:
+    lungs = segment(tiny, draw(lungs=["right"]))
+    assert "lung-missing" in codes(lungs)
+    assert lungs.to_json()["left"] == {"found": False, "area_px": 0, "area_cm2": None}
+
+
+def test_lungs_at_the_border_are_reported(tiny: Path) -> None:
+    assert "lung-cut-off" in codes(segment(tiny, draw()[100:, :].copy()))
+
+
+def test_an_inverted_film_is_reported(tiny: Path, tmp_path: Path) -> None:
+    inverted = segment(write_bundle(tmp_path, darks=(0.45,), steep=-40), 1 - draw())
+    assert "polarity" in codes(inverted)
+    assert "polarity" not in codes(segment(tiny, draw()))
+
+
+def test_no_lungs_is_an_error_that_names_the_file(tiny: Path) -> None:
+    film = radiograph(np.full((256, 256), TISSUE, np.float32), path=Path("blank.png"))
+    bundle = Bundle.load(tiny)
+    segmenter = Segmenter(bundle.segmenter, [Runtime("cpu").compile(bundle.segmenter.members[0].path)])
+    with pytest.raises(QualityError, match=r"No lungs found in blank\.png"):
+        segmenter.segment(film)
+    with pytest.raises(QualityError, match="No lungs found in the image"):
+        segmenter.segment(replace(film, source=replace(film.source, path=None)))

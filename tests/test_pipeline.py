@@ -1,0 +1,98 @@
+"""The Analyzer: order kept, failures kept apart, threads kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lungscope
+from bundles import write_bundle
+from films import draw, radiograph, save
+from lungscope.errors import BundleError, InputError
+from lungscope.pipeline import Analyzer
+from lungscope.report import Failure, Report
+
+
+def test_a_path_and_its_pixels_give_the_same_report(analyzer: Analyzer, tmp_path: Path) -> None:
+    path = save(tmp_path / "film.png", draw(opacities=[(0.6, 0.3, 0.1)]))
+    from_path, from_film = analyzer.analyze(str(path)), analyzer.analyze(lungscope.read(path))
+    first, second = from_path.to_json(), from_film.to_json()
+    assert first.pop("run")["timings_ms"].keys() - second.pop("run")["timings_ms"].keys() == {"read"}
+    assert first == second
+    assert first["source"]["path"] == str(path)
+
+
+def test_opacities_raise_the_severity_of_their_zones(analyzer: Analyzer) -> None:
+    clear = analyzer.analyze(radiograph(draw())).severity
+    ill = analyzer.analyze(radiograph(draw(opacities=[(0.72, 0.28, 0.13)]))).severity
+    assert clear is not None
+    assert ill is not None
+    assert clear.total == 0
+    zone = ill.zones["C"]
+    assert zone is not None
+    assert zone.score >= 2
+    assert [ill.zones[name].score for name in "ADEF"] == [0, 0, 0, 0]
+
+
+def test_a_bundle_without_a_classifier_only_segments(tmp_path: Path) -> None:
+    report = Analyzer(write_bundle(tmp_path, classifier=False)).analyze(radiograph(draw()))
+    assert report.lungs.mask.any()
+    assert report.classification is report.saliency is report.severity is None
+    document = report.to_json()
+    assert document["classification"] is document["saliency"] is document["severity"] is None
+
+
+def test_an_altered_bundle_is_not_used(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    with (root / "classifier.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BundleError, match="altered"):
+        Analyzer(root)
+
+
+def test_many_keeps_the_order_and_goes_on_after_failures(analyzer: Analyzer, tmp_path: Path) -> None:
+    good = [save(tmp_path / f"{name}.png", draw()) for name in ("c", "a")]
+    text = tmp_path / "b.png"
+    text.write_text("no image")
+    broken = radiograph(np.zeros((300, 300, 3), np.float32), path=tmp_path / "x")
+    results = list(analyzer.analyze_many([good[0], text, tmp_path / "missing.png", broken, good[1]]))
+    assert [type(result) for result in results] == [Report, Failure, Failure, Failure, Report]
+    assert [str(result.source.path) for result in results if isinstance(result, Report)] == [str(path) for path in good]
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert [failure.path.name for failure in failures] == ["b.png", "missing.png", "x"]
+    assert [failure.code for failure in failures][::2] == ["unreadable", "internal"]
+    assert failures[2].message.startswith("ValueError: ")
+    with pytest.raises(InputError):
+        analyzer.analyze(text)
+
+
+def test_many_is_lazy(analyzer: Analyzer) -> None:
+    taken = []
+
+    def films() -> Iterator[object]:
+        for number in range(3):
+            taken.append(number)
+            yield radiograph(draw())
+
+    answers = analyzer.analyze_many(films())
+    assert taken == []
+    next(answers)
+    assert taken == [0]
+
+
+def test_one_analyzer_serves_several_threads(analyzer: Analyzer) -> None:
+    films = [radiograph(draw(opacities=[(0.3 + 0.05 * number, 0.28, 0.1)])) for number in range(8)]
+
+    def facts(film: object) -> dict[str, object]:
+        document = analyzer.analyze(film).to_json()
+        del document["run"]
+        return document
+
+    alone = [facts(film) for film in films]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(facts, films)) == alone
+    assert len({str(document) for document in alone}) == len(films)

@@ -1,0 +1,90 @@
+"""ONNX files become callables with checked names, on threads, with a cache that never mixes weights up."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundles import BIAS, CELLS, OFFSET, SIZE, SLOPE, write_classifier
+from lungscope.errors import BundleError, UsageError
+from lungscope.runtime import Runtime, devices
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    path = tmp_path / "c.onnx"
+    write_classifier(path)
+    return path
+
+
+def expected(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cam and logits of the hand-written classifier, in numpy."""
+    side = SIZE // CELLS
+    cells = image.reshape(len(image), 1, CELLS, side, CELLS, side).mean(axis=(3, 5))
+    cam = np.reshape(SLOPE, (1, -1, 1, 1)) * cells + np.reshape(OFFSET, (1, -1, 1, 1))
+    return cam, cam.mean(axis=(2, 3)) + np.asarray(BIAS)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(None, 1), (None, 3), (1, 1)])
+def test_a_graph_computes_what_it_says(graph: Path, batch: int | None, count: int) -> None:
+    network = Runtime("cpu").compile(graph, outputs=("logits", "cam"), batch=batch)
+    image = np.random.default_rng(0).random((count, 1, SIZE, SIZE), dtype=np.float32)
+    result = network({"image": image})
+    cam, logits = expected(image)
+    np.testing.assert_allclose(result["cam"], cam, atol=1e-4)
+    np.testing.assert_allclose(result["logits"], logits, atol=1e-4)
+
+
+def test_results_are_not_overwritten_by_the_next_call(graph: Path) -> None:
+    network = Runtime("cpu").compile(graph, batch=1)
+    first = network({"image": np.zeros((1, 1, SIZE, SIZE), np.float32)})["logits"]
+    kept = first.copy()
+    network({"image": np.ones((1, 1, SIZE, SIZE), np.float32)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_threads_do_not_mix_their_films(graph: Path) -> None:
+    network = Runtime("cpu").compile(graph, batch=1)
+
+    def error(grey: float) -> float:
+        image = np.full((1, 1, SIZE, SIZE), grey, np.float32)
+        return max(float(np.abs(network({"image": image})["logits"] - expected(image)[1]).max()) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(error, np.linspace(0, 1, 16))) < 1e-4
+
+
+def test_other_weights_under_the_same_path_are_not_taken_from_the_cache(graph: Path) -> None:
+    image = np.ones((1, 1, SIZE, SIZE), np.float32)
+    runtime = Runtime("cpu")
+    before = runtime.compile(graph, batch=1, cache_key="a" * 64)({"image": image})["logits"]
+    again = runtime.compile(graph, batch=1, cache_key="a" * 64)({"image": image})["logits"]
+    write_classifier(graph, bias=(5.0, 5.0, 5.0))
+    after = runtime.compile(graph, batch=1, cache_key="b" * 64)({"image": image})["logits"]
+    np.testing.assert_array_equal(before, again)
+    np.testing.assert_allclose(after - before, 5 - np.asarray([BIAS]), atol=1e-4)
+
+
+def test_a_graph_with_other_names_is_refused(graph: Path) -> None:
+    with pytest.raises(BundleError, match=r"outputs \['cam', 'logits'\].*needs input 'image'.*\['probability'\]"):
+        Runtime("cpu").compile(graph, outputs=("probability",))
+
+
+@pytest.mark.parametrize("data", [b"", b"not an onnx file", b"\x08\x08"])
+def test_a_broken_graph_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"broken\.onnx"):
+        Runtime("cpu").compile(path)
+
+
+def test_devices_and_precisions_are_checked() -> None:
+    assert "cpu" in {device.name for device in devices()}
+    with pytest.raises(UsageError, match=r"Device 'tpu' does not exist\. Allowed: auto, cpu"):
+        Runtime("tpu")
+    with pytest.raises(UsageError, match=r"Precision 'f23'.*Did you mean 'f32'"):
+        Runtime("cpu", "f23")
+    assert Runtime("CPU").device == "CPU"
