@@ -52,3 +52,18 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
         options={"xatol": 1e-6},
     )
     return float(math.exp(found.x))
+
+
+def abstention_threshold(probabilities: ArrayLike, truth: ArrayLike, accuracy: float) -> float:
+    """The lowest probability at which the films answered on held-out data are right at least `accuracy` of the time.
+
+    probabilities [N, K], class indices [N]. 1.0 (answer hardly anything) where no threshold reaches it.
+    """
+    p = np.asarray(probabilities, np.float64)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == np.asarray(truth)
+    order = np.argsort(-confidence, kind="stable")
+    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    # Films of equal confidence are answered together or not at all.
+    last = np.append(np.diff(confidence[order]) != 0, True)
+    good = np.flatnonzero((share >= accuracy) & last)
+    return float(confidence[order][good[-1]]) if good.size else 1.0

@@ -48,7 +48,8 @@ class Hardware:
     precision: str = "auto"
     workers: int = 0
 
-    def lightning_precision(self) -> str:
+    def lightning_precision(self) -> Any:
+        """The name that `lightning.Trainer` takes."""
         if self.precision != "auto":
             return self.precision
         if torch.cuda.is_available():

@@ -25,7 +25,8 @@ from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
 from lungscope.training.classifier import view_spec
 from lungscope.training.engine import load_weights
-from lungscope.training.networks import build_classifier, build_segmenter, head_of
+from lungscope.training.networks import build_classifier, build_segmenter, features, head_of
+from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class ClassifierGraph(nn.Module):
         self.bias = nn.Parameter(head.bias.detach())
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        cam = nn.functional.conv2d(self.network.forward_features(image), self.weight)
+        cam = nn.functional.conv2d(features(self.network, image), self.weight)
         return cam.mean((2, 3)) + self.bias, cam
 
 
@@ -192,6 +193,23 @@ def export_bundle(
             shutil.rmtree(out)
         os.replace(folder, out)
     return Bundle.load(out)
+
+
+def amend_bundle(
+    bundle: Bundle, *, temperature: float | None = None, abstain_below: float | None = None,
+    files: dict[str, str] | None = None,
+) -> Bundle:
+    """Put what was measured on a bundle into it: calibration into the manifest, text files beside it. Returns it, reloaded."""
+    document = json.loads(json.dumps(bundle.manifest))
+    if temperature is not None:
+        document["classifier"]["temperature"] = temperature
+    if abstain_below is not None:
+        document["classifier"]["abstain_below"] = abstain_below
+    for name, text in (files or {}).items():
+        write_text(bundle.root / name, text)
+        document["files"][name] = sha256_of(bundle.root / name)
+    write_text(bundle.root / MANIFEST, json.dumps(document, indent=2) + "\n")
+    return Bundle.load(bundle.root)
 
 
 def _export_classifier(

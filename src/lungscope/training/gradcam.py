@@ -5,6 +5,8 @@ At inference the maps come out of the exported graph (see export.py); nothing he
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lungscope.errors import RecipeError, look_up
+from lungscope.training.networks import features
 
 METHODS = ("gradcam", "gradcam++", "layercam", "scorecam")
 
 
 def features_and_logits(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Last feature maps [N, C, h, w] and logits [N, K] of a timm classifier."""
-    features: Tensor = network.forward_features(x)
-    logits: Tensor = network.forward_head(features)
-    return features, logits
+    maps = features(network, x)
+    head: Callable[[Tensor], Tensor] = getattr(network, "forward_head")
+    return maps, head(maps)
 
 
 def class_activation(network: nn.Module, x: Tensor, target: int, method: str = "gradcam") -> NDArray[np.float32]:
@@ -34,32 +37,31 @@ def class_activation(network: nn.Module, x: Tensor, target: int, method: str = "
     network.eval()
     if method == "scorecam":
         return _score_cam(network, x, target)
-    features, logits = features_and_logits(network, x)
-    (gradient,) = torch.autograd.grad(logits[:, target].sum(), features)
+    maps, logits = features_and_logits(network, x)
+    (gradient,) = torch.autograd.grad(logits[:, target].sum(), maps)
     if method == "layercam":
-        cam = (F.relu(gradient) * features).sum(1)
+        cam = (F.relu(gradient) * maps).sum(1)
     else:
         if method == "gradcam":
             weights = gradient.mean((2, 3), keepdim=True)
         else:
             square, cube = gradient**2, gradient**3
-            below = 2 * square + (features * cube).sum((2, 3), keepdim=True)
+            below = 2 * square + (maps * cube).sum((2, 3), keepdim=True)
             alpha = square / torch.where(below == 0, torch.ones_like(below), below)
             weights = (alpha * F.relu(gradient)).sum((2, 3), keepdim=True)
-        cam = (weights * features).sum(1)
+        cam = (weights * maps).sum(1)
     result: NDArray[np.float32] = F.relu(cam).detach().numpy()
     return result
 
 
 @torch.no_grad()
 def _score_cam(network: nn.Module, x: Tensor, target: int, batch: int = 32) -> NDArray[np.float32]:
-    features, _ = features_and_logits(network, x)
     maps = []
-    for film, channels in zip(x, features, strict=True):
+    for film, channels in zip(x, features(network, x), strict=True):
         masks = F.interpolate(channels[:, None], x.shape[-2:], mode="bilinear", align_corners=False)
         low, high = masks.amin((1, 2, 3), keepdim=True), masks.amax((1, 2, 3), keepdim=True)
         masks = (masks - low) / (high - low).clamp_min(1e-8)
-        scores = [network(film * part)[:, target] for part in masks.split(batch)]
+        scores = [network(film * part)[:, target] for part in torch.split(masks, batch)]
         weights = torch.cat(scores).softmax(0)
         maps.append(F.relu((weights[:, None, None] * channels).sum(0)))
     result: NDArray[np.float32] = torch.stack(maps).numpy()

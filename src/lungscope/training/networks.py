@@ -6,7 +6,9 @@ weights (paper, "Hyperparameters": "without pretrained weights on the encoder").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -71,7 +73,7 @@ def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, d
     row = CLASSIFIERS[look_up(name, CLASSIFIERS, what="classifier", error=RecipeError)]
     if size % STRIDE:
         raise RecipeError(f"{name} takes a side that is a multiple of {STRIDE}; got {size}")
-    options: dict[str, object] = {"in_chans": 1, "num_classes": classes, "drop_rate": drop}
+    options: dict[str, Any] = {"in_chans": 1, "num_classes": classes, "drop_rate": drop}
     if row.sized:
         options |= {"img_size": size, "drop_path_rate": drop_path}
     network: nn.Module = timm.create_model(row.timm_name, pretrained=False, **options)
@@ -86,6 +88,12 @@ def load_resized(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
     if hasattr(network, "stages") and any("rel_pos" in key for key in state):
         state = checkpoint_filter_fn(state, network)
     network.load_state_dict(state)
+
+
+def features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Last feature maps [N, C, h, w] of a timm classifier."""
+    forward: Callable[[torch.Tensor], torch.Tensor] = getattr(network, "forward_features")
+    return forward(x)
 
 
 def head_of(network: nn.Module, name: str) -> nn.Linear:

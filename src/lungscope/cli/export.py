@@ -1,0 +1,96 @@
+"""`lungscope export`: from training runs to a bundle that is checked, calibrated and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.evaluation import scoring
+from lungscope.evaluation.calibration import abstention_threshold, fit_temperature, softmax
+from lungscope.pipeline import Analyzer
+from lungscope.training.export import Trained, amend_bundle, export_bundle
+
+app = typer.Typer()
+
+#: Films, drawn evenly from the validation parts, on which torch and the runtime must agree.
+PARITY_FILMS = 16
+#: Share of right answers that a film is only answered at, on the validation part.
+ANSWER_ACCURACY = 0.97
+
+
+@app.command()
+def export(
+    segmenter: Annotated[list[Path], typer.Option("--segmenter", help="A segmenter's run; repeated, an ensemble.")],
+    data: Annotated[list[Path], typer.Option("--data", help="A store; for parity, calibration and metrics.")],
+    split: Annotated[list[Path], typer.Option("--split", help="A split of the stores.")],
+    out: Annotated[Path, typer.Option("--out", help="The bundle's folder; replaced if it is one.")],
+    classifier: Annotated[Path | None, typer.Option("--classifier", help="A classifier's run.")] = None,
+    pool: Annotated[str, typer.Option("--pool", help="How members are pooled: mean, union, vote.")] = "mean",
+    segmenter_size: Annotated[int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")] = None,
+    paper: Annotated[list[Path] | None, typer.Option("--paper", help="A data card, a licence; copied in.")] = None,
+    lesions: Annotated[Path | None, typer.Option("--lesions", help="Films with drawn disease, for the metrics.")] = None,
+    severity: Annotated[Path | None, typer.Option("--severity", help="Films with Brixia scores, for the metrics.")] = None,
+    metrics: Annotated[bool, typer.Option(help="Measure the bundle on the test parts and keep the result in it.")] = True,
+    name: Annotated[str, typer.Option("--name")] = "default",
+    version: Annotated[str, typer.Option("--version")] = "0.1.0",
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
+) -> None:
+    """ONNX with its parity gates; temperature and abstention fitted on validation; metrics on test; SHA-256 of it all."""
+    console = Console(stderr=True)
+    parts = Split.read_all(split)
+    stores = [Store.open(path) for path in data]
+    bundle = export_bundle(
+        [Trained.open(run) for run in segmenter], None if classifier is None else Trained.open(classifier), out,
+        films=_films(stores, parts), name=name, version=version, pool=pool, segmenter_size=segmenter_size,
+        papers={path.name: path.read_text() for path in paper or []},
+    )
+    console.print(f"{bundle.root}: graphs written, parity gates passed")
+    labelled = [store for store in stores if any(record.label for record in store.records)]
+    if bundle.classifier is not None and labelled:
+        analyzer = Analyzer(bundle, threads=1)
+        found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
+        logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
+        temperature = fit_temperature(logits, truth)
+        threshold = abstention_threshold(softmax(logits, temperature), truth, ANSWER_ACCURACY)
+        bundle = amend_bundle(bundle, temperature=temperature, abstain_below=threshold)
+        console.print(f"temperature {temperature:.3f}, no answer below {threshold:.3f} (validation, n = {len(truth)})")
+    if metrics:
+        result = _measure(Analyzer(bundle, threads=1), stores, parts, lesions, severity)
+        bundle = amend_bundle(bundle, files={"metrics.json": json.dumps(result, indent=1, allow_nan=False) + "\n"})
+        console.print("measured on the test parts")
+    print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)
+
+
+def _films(stores: list[Store], split: Split) -> NDArray[np.float32]:
+    films = []
+    for store in stores:
+        chosen = split.select(store, "val")
+        step = max(1, len(chosen) * len(stores) // PARITY_FILMS)
+        films += [store.images[i] for i in chosen[::step]]
+    return np.stack(films)[:, None].astype(np.float32) / np.float32(255)
+
+
+def _measure(
+    analyzer: Analyzer, stores: list[Store], split: Split, lesions: Path | None, severity: Path | None
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"segmenter": [], "classifier": []}
+    for store in stores:
+        if any(record.mask for record in store.records):
+            result["segmenter"].append(scoring.score_segmenter(analyzer, store, split, "test"))
+        if analyzer.bundle.classifier is not None and any(record.label for record in store.records):
+            result["classifier"].append(scoring.score_classifier(analyzer, store, split, "test"))
+    if lesions is not None:
+        result["lesions"] = scoring.score_lesions(analyzer, lesions)
+    if severity is not None and analyzer.bundle.classifier is not None:
+        result["severity"] = scoring.score_severity(analyzer, severity)
+    for rows in (*result["segmenter"], *result["classifier"], result.get("lesions", {})):
+        rows.pop("per_film", None)
+    return result

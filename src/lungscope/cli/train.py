@@ -1,0 +1,102 @@
+"""`lungscope train`: from a recipe and stores to weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lungscope.bundle import Bundle, locate, sha256_of
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import UsageError, look_up
+from lungscope.stages.classification import INPUTS, Input
+from lungscope.training.classifier import train_classifier
+from lungscope.training.engine import Hardware
+from lungscope.training.recipe import Recipe, load_recipe
+from lungscope.training.segmenter import train_segmenter
+
+app = typer.Typer(no_args_is_help=True, help="Train a segmenter or a classifier. The same command goes on with a run cut off.")
+
+Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lungscope data import`; may be repeated.")]
+Splits = Annotated[list[Path], typer.Option("--split", help="A split made by `lungscope data split`; may be repeated.")]
+Out = Annotated[Path, typer.Option("--out", help="The run's folder.")]
+Name = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a TOML file.")]
+Network = Annotated[str | None, typer.Option("--network", help="Train this network with the recipe's budget.")]
+Seed = Annotated[int, typer.Option("--seed")]
+Initial = Annotated[Path | None, typer.Option("--initial", help="Weights (.safetensors) to start from; default: random.")]
+Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
+Devices = Annotated[int, typer.Option("--devices", min=1)]
+Nodes = Annotated[int, typer.Option("--num-nodes", min=1)]
+Precision = Annotated[str, typer.Option("--precision", help="auto, or a Lightning precision such as bf16-mixed.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load films.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command()
+def segmenter(
+    data: Stores, split: Splits, out: Out, recipe: Name = "segmenter-cpu", network: Network = None, seed: Seed = 0,
+    initial: Initial = None, accelerator: Accelerator = "auto", devices: Devices = 1, num_nodes: Nodes = 1,
+    precision: Precision = "auto", workers: Workers = 0, json_: Json = False,
+) -> None:
+    """Train a lung segmenter on the films that have a lung mask."""
+    _log_to_terminal()
+    weights = train_segmenter(
+        _recipe(recipe, network), _open(data, split), out, seed=seed, initial=initial,
+        hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
+    )
+    _finish(weights, json_)
+
+
+@app.command()
+def classifier(
+    data: Stores, split: Splits, out: Out, recipe: Name = "classifier-cpu", network: Network = None,
+    input_: Annotated[str, typer.Option("--input", help=f"What the network is shown: {', '.join(INPUTS)}.")] = "lungs",
+    model: Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")] = None,
+    seed: Seed = 0, initial: Initial = None, accelerator: Accelerator = "auto", devices: Devices = 1, num_nodes: Nodes = 1,
+    precision: Precision = "auto", workers: Workers = 0, json_: Json = False,
+) -> None:
+    """Train a classifier on segmented lungs, or on one of the controls (whole film, background only)."""
+    _log_to_terminal()
+    look_up(input_, INPUTS, what="input")
+    shown: Input = next(known for known in INPUTS if known == input_)
+    weights = train_classifier(
+        _recipe(recipe, network), _open(data, split), Bundle.load(locate(model)), out, shown=shown, seed=seed,
+        initial=initial, hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
+    )
+    _finish(weights, json_)
+
+
+def _recipe(name: str, network: str | None) -> Recipe:
+    recipe = load_recipe(name)
+    return recipe if network is None else dataclasses.replace(recipe, network=network)
+
+
+def _open(data: list[Path], split: list[Path]) -> list[tuple[Store, Split]]:
+    parts = Split.read_all(split)
+    stores = [Store.open(path) for path in data]
+    if len({store.name for store in stores}) != len(stores):
+        raise UsageError(f"stores must have different names; got {', '.join(store.name for store in stores)}")
+    return [(store, parts) for store in stores]
+
+
+def _log_to_terminal() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+
+
+def _finish(weights: Path, as_json: bool) -> None:
+    facts = json.loads(weights.with_suffix(".json").read_text())
+    result = {"weights": str(weights), "sha256": sha256_of(weights), "metrics": facts["metrics"], "epoch": facts["epoch"]}
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"{weights}  {result['sha256']}")
+        for name, value in facts["metrics"].items():
+            print(f"  {name:24} {value:.4f}")

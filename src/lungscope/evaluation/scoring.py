@@ -1,0 +1,316 @@
+"""Score a bundle on films with known answers, through the path that users run: file → reader → Analyzer → Report.
+
+Nothing here sees a training cache: what is scored is what ships (nnU-Net's `perform_actual_validation`).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import BundleError, DataError
+from lungscope.evaluation import metrics
+from lungscope.evaluation.bootstrap import bootstrap, bootstrap_confusion, bootstrap_mean
+from lungscope.evaluation.calibration import softmax
+from lungscope.pipeline import Analyzer
+from lungscope.radiograph import Geometry
+from lungscope.readers import read
+from lungscope.report import Failure, Report
+
+Mask = NDArray[np.bool_]
+Progress = Callable[[int, int], None]
+
+#: Places in the severity score, in the order of the columns of a Brixia table (Borghesi & Maroldi 2020).
+ZONES = ("A", "B", "C", "D", "E", "F")
+
+#: Share of the films listed as the worst ones.
+WORST = 0.05
+
+
+def read_mask(path: Path) -> Mask:
+    """A mask file as bool [H, W]: set where the grey value is above the middle of its range."""
+    return read(path).pixels > 0.5
+
+
+def on_grid(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """Bring a mask [H, W] to another grid over the same film; a cell is set where at least half of it is."""
+    if mask.shape == shape:
+        return mask
+    if mask.shape[0] * shape[1] != mask.shape[1] * shape[0]:
+        raise DataError(f"a mask of {mask.shape[0]}x{mask.shape[1]} does not lie on a film of {shape[0]}x{shape[1]}")
+    side = max(shape)
+    square = Geometry.letterbox(mask.shape, side).to_network(mask) >= 0.5
+    rows, columns = (side - shape[0]) // 2, (side - shape[1]) // 2
+    return square[rows : rows + shape[0], columns : columns + shape[1]]
+
+
+def analyze_each(
+    analyzer: Analyzer, paths: Sequence[Path], keep: Callable[[int, Report], Any], progress: Progress | None = None
+) -> list[Any]:
+    """`keep(i, report)` for each path, in order; a Failure where the film could not be analysed. Films run in parallel."""
+
+    def one(i: int) -> Any:
+        result = next(analyzer.analyze_many([paths[i]]))
+        return result if isinstance(result, Failure) else keep(i, result)
+
+    def results() -> Iterator[Any]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done, result in enumerate(pool.map(one, range(len(paths))), 1):
+                if progress is not None:
+                    progress(done, len(paths))
+                yield result
+
+    return list(results())
+
+
+def score_segmenter(
+    analyzer: Analyzer, store: Store, split: Split, part: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Strict per-image Dice, IoU, binary accuracy and 95 % Hausdorff distance of the masked films of one part.
+
+    Distances are in pixels of the mask's own grid. A film that could not be analysed counts as an empty mask: Dice 0, and
+    an undefined distance. Means come with 95 % bootstrap intervals over groups.
+    """
+    chosen = [i for i in split.select(store, part) if store.records[i].mask]
+    if not chosen:
+        raise DataError(f"{store.name}: no film of part {part!r} has a lung mask. `data audit` shows which have one")
+
+    def keep(n: int, report: Report) -> Mask:
+        return report.lungs.mask
+
+    found = analyze_each(analyzer, [store.path_of(store.records[i]) for i in chosen], keep, progress)
+    rows: list[dict[str, Any]] = []
+    for i, mask in zip(chosen, found, strict=True):
+        record = store.records[i]
+        truth = read_mask(store.origin / record.mask)
+        failed = isinstance(mask, Failure)
+        predicted = np.zeros(truth.shape, np.bool_) if failed else on_grid(mask, truth.shape)
+        scores = {name: float(value[0]) for name, value in metrics.score_masks(predicted, truth).items()}
+        rows.append({"id": record.id, "failure": mask.message if failed else None, **scores})
+    groups = split.groups_of(store, chosen)
+    names = ("dice", "iou", "binary_accuracy", "hd95", "coverage", "precision")
+    worst = sorted(rows, key=lambda row: row["dice"])[: max(1, round(WORST * len(rows)))]
+    return {
+        "store": store.name, "part": part, "films": len(rows), "failed": sum(row["failure"] is not None for row in rows),
+        "scores": {
+            name: {
+                **metrics.summarise([row[name] for row in rows]).to_json(),
+                "interval": _interval(bootstrap_mean([row[name] for row in rows], groups)),
+            }
+            for name in names
+        },
+        "worst": worst, "per_film": rows,
+    }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """logits f64 [N, K] and true classes i64 [N] of the films that were answered; `failed` lists the others."""
+
+    labels: tuple[str, ...]
+    ids: list[str]
+    groups: list[str]
+    truth: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    failed: list[dict[str, str]]
+
+
+def predict(
+    analyzer: Analyzer, store: Store, split: Split, part: str, progress: Progress | None = None
+) -> Predictions:
+    """Classify the labelled films of one part. Raises DataError for a label that the bundle does not know."""
+    spec = analyzer.bundle.classifier
+    if spec is None:
+        raise BundleError(f"bundle {analyzer.bundle.name!r} has no classifier; export one with `lungscope export --classifier`")
+    chosen = [i for i in split.select(store, part) if store.records[i].label]
+    unknown = sorted({store.records[i].label for i in chosen} - set(spec.labels))
+    if unknown or not chosen:
+        raise DataError(
+            f"{store.name}: labels {unknown or 'missing'}; the bundle knows {', '.join(spec.labels)}. Import with these labels"
+        )
+
+    def keep(n: int, report: Report) -> NDArray[np.float32]:
+        if report.classification is None:
+            raise BundleError("the analyzer gave no classification")
+        return report.classification.logits
+
+    results = analyze_each(analyzer, [store.path_of(store.records[i]) for i in chosen], keep, progress)
+    answered = [n for n, result in enumerate(results) if not isinstance(result, Failure)]
+    groups = split.groups_of(store, chosen)
+    return Predictions(
+        labels=spec.labels,
+        ids=[store.records[chosen[n]].id for n in answered],
+        groups=[groups[n] for n in answered],
+        truth=np.array([spec.labels.index(store.records[chosen[n]].label) for n in answered], np.int64),
+        logits=np.array([results[n] for n in answered], np.float64).reshape(len(answered), len(spec.labels)),
+        failed=[
+            {"id": store.records[chosen[n]].id, "label": store.records[chosen[n]].label, "message": result.message}
+            for n, result in enumerate(results) if isinstance(result, Failure)
+        ],
+    )
+
+
+def score_classifier(
+    analyzer: Analyzer, store: Store, split: Split, part: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Every classification score of one part, with 95 % bootstrap intervals over groups.
+
+    Films that could not be analysed are listed and counted in `accuracy_all` as wrong.
+    """
+    found = predict(analyzer, store, split, part, progress)
+    spec = analyzer.bundle.classifier
+    assert spec is not None
+    probabilities = softmax(found.logits, spec.temperature)
+    scores = metrics.score_classification(found.truth, probabilities, found.labels)
+    predicted, k = probabilities.argmax(1), len(found.labels)
+    right = predicted == found.truth
+    answered = probabilities.max(1) >= spec.abstain_below
+    total = len(right) + len(found.failed)
+
+    def of_films(statistic: Callable[[Any, Any], float]) -> list[float | None]:
+        return _interval(bootstrap(lambda i: statistic(found.truth[i], probabilities[i]), found.groups, resamples=500))
+
+    return {
+        "store": store.name, "part": part, "input": spec.view.input, "temperature": spec.temperature,
+        **scores.to_json(),
+        "intervals": {
+            "accuracy": _interval(bootstrap_mean(right, found.groups)),
+            "macro_f1": _interval(bootstrap_confusion(metrics.macro_f1, found.truth, predicted, k, found.groups)),
+            "macro_auc": of_films(metrics.macro_auc),
+            "ece": of_films(metrics.ece),
+            "log_loss": of_films(metrics.log_loss),
+        },
+        "accuracy_all": float(right.sum() / total),
+        "abstain_below": spec.abstain_below,
+        "answered": float(answered.mean()),
+        "accuracy_answered": metrics.or_null(float(right[answered].mean()) if answered.any() else float("nan")),
+        "failed": found.failed,
+        "per_film": [
+            {"id": id_, "label": found.labels[t], "predicted": found.labels[p], "probabilities": np.round(row, 5).tolist()}
+            for id_, t, p, row in zip(found.ids, found.truth, predicted, probabilities, strict=True)
+        ],
+    }
+
+
+def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Films with disease drawn by radiologists: does what we call lung hold the disease, and does it stay inside the lungs?
+
+    `folder` holds index.csv (image, patient), images/, lungs/ and a folder of masks for each finding. coverage: share of the
+    drawn disease inside the predicted lungs. precision: share of the predicted lungs inside the drawn ones. saliency: the
+    share of positive evidence for the predicted class that lies on drawn disease, beside the disease's share of the lung.
+    Intervals are over patients.
+    """
+    rows = _table(folder / "index.csv", {"image", "patient"})
+    findings = ("ground_glass", "consolidation", "effusion")
+
+    def truth(name: str, shape: tuple[int, int]) -> dict[str, Mask]:
+        masks = {kind: folder / kind / f"{Path(name).stem}.png" for kind in ("lungs", *findings)}
+        return {kind: on_grid(read_mask(path), shape) for kind, path in masks.items() if path.exists()}
+
+    def keep(n: int, report: Report) -> dict[str, Any]:
+        drawn = truth(rows[n]["image"], report.film.shape)
+        disease = np.zeros(report.film.shape, np.bool_)
+        for kind in findings:
+            disease |= drawn.get(kind, False)
+        predicted = report.lungs.mask
+        row: dict[str, Any] = {
+            "coverage": float(metrics.coverage(predicted, disease)[0]),
+            "precision": float(metrics.precision(predicted, drawn["lungs"])[0]),
+            "dice": float(metrics.dice(predicted, drawn["lungs"])[0]),
+            "disease_share": float(metrics.coverage(disease, predicted)[0]),
+        }
+        if report.saliency is not None:
+            mass = float(report.saliency.map.sum())
+            row["saliency_on_disease"] = float(report.saliency.map[disease].sum()) / mass if mass else float("nan")
+        return row
+
+    results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
+    failed = {"coverage": 0.0, "precision": float("nan"), "dice": 0.0, "disease_share": float("nan")}
+    films = [
+        {"id": row["image"], "failure": result.message if isinstance(result, Failure) else None,
+         **(failed if isinstance(result, Failure) else result)}
+        for row, result in zip(rows, results, strict=True)
+    ]
+    patients = [row["patient"] or row["image"] for row in rows]
+    names = [name for name in ("coverage", "precision", "dice", "disease_share", "saliency_on_disease")
+             if any(name in film for film in films)]
+    scores: dict[str, Any] = {}
+    for name in names:
+        values = np.array([film.get(name, np.nan) for film in films], np.float64)
+        known = values[~np.isnan(values)]
+        scores[name] = {
+            **metrics.summarise(values).to_json(),
+            "p10": float(np.percentile(known, 10)) if known.size else None,
+            "interval": _interval(bootstrap_mean(values, patients)),
+        }
+    return {"films": len(films), "failed": sum(film["failure"] is not None for film in films), "scores": scores, "per_film": films}
+
+
+def score_severity(analyzer: Analyzer, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
+
+    `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's is a
+    kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands beside it.
+    """
+    columns = {f"{reader}-{zone}" for reader in "SJ" for zone in (*ZONES, "Global")}
+    rows = _table(folder / "brixia.csv", {"image", "patient"} | columns)
+
+    def keep(n: int, report: Report) -> dict[str, Any]:
+        if report.severity is None:
+            raise BundleError("this bundle gives no severity")
+        return report.severity.to_json()
+
+    results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
+    done = [(row, result) for row, result in zip(rows, results, strict=True) if not isinstance(result, Failure)]
+    patients = [row["patient"] or row["image"] for row, _ in done]
+    nan = float("nan")
+    ours = np.array([[_score(result, zone) for zone in ZONES] for _, result in done], np.float64)
+    total = np.array([nan if result["global"] is None else result["global"] for _, result in done], np.float64)
+    theirs = {r: np.array([[float(row[f"{r}-{zone}"]) for zone in ZONES] for row, _ in done]) for r in "SJ"}
+
+    def rank(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
+        return {
+            "spearman": metrics.or_null(metrics.spearman(x.ravel(), y.ravel())),
+            "interval": _interval(bootstrap(lambda i: metrics.spearman(x[i].ravel(), y[i].ravel()), patients, resamples=1000)),
+        }
+
+    return {
+        "films": len(rows), "failed": [
+            {"id": row["image"], "message": r.message} for row, r in zip(rows, results, strict=True) if isinstance(r, Failure)
+        ],
+        "global": {"ours_senior": rank(total, theirs["S"].sum(1)), "ours_junior": rank(total, theirs["J"].sum(1)),
+                   "senior_junior": rank(theirs["S"].sum(1), theirs["J"].sum(1))},
+        "zones": {"ours_senior": rank(ours, theirs["S"]), "ours_junior": rank(ours, theirs["J"]),
+                  "senior_junior": rank(theirs["S"], theirs["J"])},
+    }
+
+
+def _score(severity: dict[str, Any], zone: str) -> float:
+    value = severity["zones"][zone]
+    return float("nan") if value is None else float(value["score"])
+
+
+def _table(path: Path, columns: set[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as stream:
+            reader = csv.DictReader(stream)
+            missing = columns - set(reader.fieldnames or ())
+            if missing:
+                raise DataError(f"{path}: columns {', '.join(sorted(missing))} are missing")
+            return list(reader)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. Name the folder that holds it") from error
+
+
+def _interval(interval: Any) -> list[float | None]:
+    return [metrics.or_null(interval.low), metrics.or_null(interval.high)]

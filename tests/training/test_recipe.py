@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lungscope.errors import RecipeError
+from lungscope.training.networks import CLASSIFIERS, SEGMENTERS, STRIDE
+from lungscope.training.recipe import load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.network in (SEGMENTERS if recipe.kind == "segmenter" else CLASSIFIERS)
+    assert all(phase.size % STRIDE == 0 for phase in recipe.phases)
+    assert len(recipe.reason) > 20
+
+
+def test_the_papers_segmenter() -> None:
+    recipe = load_recipe("segmenter-paper")
+    phase = recipe.phases[0]
+    assert (phase.size, phase.epochs, recipe.batch, recipe.optimizer, recipe.loss) == (256, 50, 32, "adam", "bce")
+    assert (recipe.schedule.name, recipe.schedule.factor, recipe.schedule.patience) == ("plateau", 0.5, 4)
+    assert recipe.schedule.floor == 1e-6
+    assert recipe.stop_after == 25
+    assert (recipe.best.monitor, recipe.best.mode) == ("val_loss", "min")
+
+
+def test_the_papers_classifier() -> None:
+    recipe = load_recipe("classifier-paper")
+    phase = recipe.phases[0]
+    assert (phase.size, phase.epochs, phase.lr, recipe.batch) == (256, 50, 1e-3, 32)
+    assert (recipe.optimizer, recipe.loss) == ("adam", "cross-entropy")
+    augment = recipe.augment
+    assert (augment.rotation, augment.shift, augment.shear, augment.zoom) == (20.0, 0.2, 0.2, 0.2)
+    assert augment.fill == "nearest"
+    assert (recipe.schedule.factor, recipe.schedule.patience, recipe.schedule.floor) == (0.2, 7, 1e-7)
+    assert recipe.stop_after == 15
+    assert (recipe.best.monitor, recipe.best.mode) == ("val_accuracy", "max")
+
+
+def test_the_control_is_the_first_phase_of_the_shipped_classifier() -> None:
+    shipped, control = load_recipe("classifier-cpu"), load_recipe("classifier-control")
+    assert control.phases == shipped.phases[:1]
+    assert (control.augment, control.batch, control.schedule) == (shipped.augment, shipped.batch, shipped.schedule)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("batch = 32", 'batch = "many"'), "batch: expected int"),
+        (("batch = 32", "batches = 32"), "'batches' does not exist.*Did you mean 'batch'"),
+        (('loss = "bce"', 'loss = "mse"'), "'mse' does not exist"),
+        (('optimizer = "adam"\n', ""), "missing optimizer"),
+        (("phases = [{ size = 256, epochs = 50, lr = 1e-3 }]", "phases = []"), "at least one"),
+        (("batch = 32", "batch ="), "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
+    import lungscope.training
+
+    shipped = Path(lungscope.training.__file__).parent / "recipes" / "segmenter-paper.toml"
+    text = shipped.read_text()
+    assert change[0] in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(*change))
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="segmenter-paper"):
+        load_recipe("segmenter-papre")
