@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from lungscope.radiograph import Pixels
@@ -40,14 +41,13 @@ def localize(classification: Classification, lungs: LungMask) -> Saliency:
     """Bring the positive part of the predicted class's map to the source grid, and keep what lies in the lungs."""
     evidence = np.maximum(classification.cam[classification.index], 0)
     everywhere = classification.geometry.to_source(evidence)
-    inside = everywhere * lungs.mask
-    total = float(everywhere.sum(dtype=np.float64))
-    row, column = divmod(int(inside.argmax()), inside.shape[1])
-    value = float(inside[row, column])
+    inside = np.asarray(cv2.copyTo(everywhere, lungs.mask.view(np.uint8)), np.float32)
+    total = cv2.sumElems(everywhere)[0]
+    _, value, _, (column, row) = cv2.minMaxLoc(inside)
     return Saliency(
         map=inside,
         label=classification.label,
         peak=(row, column) if value > 0 else None,
         peak_value=value,
-        fraction_in_lungs=float(inside.sum(dtype=np.float64)) / total if total > 0 else None,
+        fraction_in_lungs=cv2.sumElems(inside)[0] / total if total > 0 else None,
     )

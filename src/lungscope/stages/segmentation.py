@@ -223,7 +223,8 @@ def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agree
         found.append(Warning_(code=code, message=message, stage="segmentation"))
 
     step = max(1, min(pixels.shape) // 512)
-    film, right, left = pixels[::step, ::step], right[::step, ::step], left[::step, ::step]
+    film = np.ascontiguousarray(pixels[::step, ::step])
+    right, left = (np.ascontiguousarray(lung[::step, ::step]) for lung in (right, left))
     mask = right | left
     areas = {"right": np.count_nonzero(right), "left": np.count_nonzero(left)}
     for side, area in areas.items():
@@ -258,7 +259,7 @@ def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agree
         )
     # Columns with right lung before them and left lung after them: spine, heart and great vessels.
     between = np.maximum.accumulate(right, axis=1) & np.maximum.accumulate(left[:, ::-1], axis=1)[:, ::-1] & ~mask
-    if between.any() and film[mask].mean() > film[between].mean():
+    if between.any() and _brightness(film, mask) > _brightness(film, between):
         warn(
             "polarity",
             "The lungs are brighter than what lies between them: the film looks inverted. Air must be dark; check its "
@@ -278,6 +279,10 @@ def _solidity(lung: Mask) -> float:
     """Area over the area of the convex hull; 1 for an empty mask."""
     if not lung.any():
         return 1.0
-    points = cv2.findNonZero(lung.astype(np.uint8))
-    hull = cv2.contourArea(cv2.convexHull(points))
-    return 1.0 if hull == 0 else len(points) / hull
+    outlines, _ = cv2.findContours(lung.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = cv2.contourArea(cv2.convexHull(np.concatenate(outlines)))
+    return 1.0 if hull == 0 else sum(map(cv2.contourArea, outlines)) / hull
+
+
+def _brightness(film: Pixels, mask: Mask) -> float:
+    return cv2.mean(film, mask.view(np.uint8))[0]

@@ -7,9 +7,10 @@ kind of opacity is seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -38,9 +39,10 @@ DEFINITION = (
 
 @dataclass(frozen=True)
 class Zone:
-    """score: 0..3. extent: involved share, 0..1. evidence: mean log-odds of disease. rows: start, stop."""
+    """score: 0..3. extent: involved share of `pixels`, 0..1. evidence: mean log-odds of disease. rows: start, stop."""
 
     score: int
+    pixels: int
     extent: float
     evidence: float
     rows: tuple[int, int]
@@ -93,18 +95,14 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
     evidence = classification.geometry.to_source(log_odds)
     involved = classification.geometry.to_source(probability) > INVOLVED
     zones: dict[str, Zone | None] = {}
-    extent: dict[str, float | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
         zones |= dict(zip(ZONES[side], _thirds(lung, involved, evidence), strict=True))
-        extent[side] = _share(involved, lung)
-    scores = [None if zone is None else zone.score for zone in zones.values()]
-    known = [score for score in scores if score is not None]
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
         zones=zones,
-        total=sum(known) if not missing else None,
-        extent=extent,
-        evidence=_mean(evidence, lungs.mask) if lungs.mask.any() else None,
+        total=None if missing else sum(zone.score for zone in zones.values() if zone),
+        extent={side: _mean((zones[name] for name in names), "extent") for side, names in ZONES.items()},
+        evidence=_mean(zones.values(), "evidence"),
         reason=f"No lung was found in zone {', '.join(missing)}." if missing else None,
     )
 
@@ -134,19 +132,18 @@ def _thirds(lung: Mask, involved: Mask, evidence: Pixels) -> list[Zone | None]:
 
 def _zone(lung: Mask, involved: Mask, evidence: Pixels, start: int, stop: int) -> Zone | None:
     part = lung[start:stop]
-    extent = _share(involved[start:stop], part)
-    if extent is None:
+    pixels = int(np.count_nonzero(part))
+    if pixels == 0:
         return None
-    return Zone(score_of(extent), extent, _mean(evidence[start:stop], part), (start, stop))
+    extent = np.count_nonzero(part & involved[start:stop]) / pixels
+    log_odds = cv2.mean(evidence[start:stop], part.view(np.uint8))[0]
+    return Zone(score_of(extent), pixels, extent, log_odds, (start, stop))
 
 
-def _share(involved: Mask, lung: Mask) -> float | None:
-    pixels = np.count_nonzero(lung)
-    return None if pixels == 0 else float(np.count_nonzero(involved & lung) / pixels)
-
-
-def _mean(values: Pixels, mask: Mask) -> float:
-    return cv2.mean(values, mask.view(np.uint8))[0]
+def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> float | None:
+    """The mean of a fact over the pixels of those zones that there are."""
+    known = [(getattr(zone, fact), zone.pixels) for zone in zones if zone is not None]
+    return sum(value * pixels for value, pixels in known) / sum(pixels for _, pixels in known) if known else None
 
 
 def _none(reason: str) -> Severity:
