@@ -148,9 +148,7 @@ def _classes(answer: dict[str, Any] | None) -> str:
         for label, share in answer["probabilities"].items()
     )
     view = {"lungs": "the lungs alone", "image": "the whole film", "background": "the film without its lungs"}
-    note += (
-        f"Calibrated probabilities (temperature {answer['temperature']:g}); the network saw {view[answer['input']]}."
-    )
+    note += f"Softmax at temperature {answer['temperature']:g}; the network saw {view[answer['input']]}."
     return (
         f'<section><h2>Class</h2><p class="answer">{escape(head)}</p>{bars}<p class="note">{escape(note)}</p></section>'
     )
