@@ -36,7 +36,8 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
     The cache key is made of the films', the segmenter's and the views' digests, so a stale file is never read.
     """
     films = hashlib.sha256("".join(record.sha256 for record in store.records).encode()).hexdigest()
-    networks = [weights.sha256 for weights in bundle.segmenter.members]
+    segmenter = bundle.segmenter
+    networks = [[weights.sha256 for weights in segmenter.members], segmenter.pool, segmenter.threshold, segmenter.size]
     keys = {
         name: hashlib.sha256(json.dumps([films, networks, asdict(spec)]).encode()).hexdigest()[:16]
         for name, spec in specs.items()
