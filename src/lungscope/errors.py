@@ -110,7 +110,8 @@ def status_of(error: LungscopeError, table: dict[type[LungscopeError], int]) -> 
 
 
 def look_up(name: str, allowed: Iterable[str], *, what: str, error: type[LungscopeError] = UsageError) -> str:
-    """Return `name` if it is one of `allowed`; else raise `error` naming what came, what is allowed, and the nearest."""
+    """Return `name` if it is one of `allowed`; else raise `error` naming what came, what is allowed, and the
+    nearest."""
     options = list(allowed)
     if name in options:
         return name

@@ -82,7 +82,8 @@ class Geometry:
         return cls((mask.shape[0], mask.shape[1]), top, left, side, size)
 
     def to_network(self, grid: NDArray[np.generic]) -> Pixels:
-        """Resample a source-grid array [H, W] to f32 [size, size]. A bool mask becomes the share of each cell that is set."""
+        """Resample a source-grid array [H, W] to f32 [size, size]. A bool mask becomes the share of each cell that is
+        set."""
         if grid.shape != self.source_shape:
             raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
         height, width = self.source_shape
@@ -93,7 +94,8 @@ class Geometry:
         return _resample(window, self.size)
 
     def to_source(self, grid: Pixels) -> Pixels:
-        """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside the window."""
+        """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside
+        the window."""
         height, width = self.source_shape
         window = _resample(np.ascontiguousarray(grid, np.float32), self.side)
         out = np.zeros((height, width), np.float32)

@@ -123,7 +123,8 @@ def test_broken_members_are_in_the_rejected_list(zipped: Path, tmp_path: Path) -
     zipped.write_bytes(bytes(data))
     result = import_films(zipped, tmp_path / "store", size=32)
     assert [(item.kind, Path(item.path).name) for item in result.rejected] == [
-        ("archive", "COVID-1.png"), ("mask", "COVID-1.png"),
+        ("archive", "COVID-1.png"),
+        ("mask", "COVID-1.png"),
     ]
     assert result.films == 8
     assert result.unreadable == 1

@@ -45,7 +45,8 @@ def test_counts_stand_beside_the_published_ones(store: Store) -> None:
 def test_duplicates_are_found_exact_and_near_and_across_classes_first(store: Store) -> None:
     pairs = audit([store]).pairs
     assert [(p.first.id, p.second.id, p.exact, p.across_classes) for p in pairs] == [
-        ("c7", "n7", False, True), ("n5", "n6", True, False),
+        ("c7", "n7", False, True),
+        ("n5", "n6", True, False),
     ]
     assert pairs[0].correlation > 0.985
 
@@ -59,7 +60,9 @@ def test_duplicates_are_found_across_stores(store: Store, make_store: Make, draw
 def test_odd_masks_are_found(store: Store) -> None:
     found = {item.film.id: item for item in audit([store]).stores[0].masks}
     assert {name: item.code for name, item in found.items()} == {
-        "c0": "missing", "c1": "odd-area", "c2": "odd-area",
+        "c0": "missing",
+        "c1": "odd-area",
+        "c2": "odd-area",
     }
     assert np.isnan(found["c0"].lung_share)
     assert found["c2"].lung_share == 1

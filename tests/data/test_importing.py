@@ -205,7 +205,9 @@ def test_masks_that_do_not_match_are_reported(make_store: Callable[..., Store], 
         },
     )
     assert {Path(r.path).stem: r.code for r in read_rejected(store.root)} == {
-        "empty": "mask-empty", "soft": "mask-not-binary", "wide": "mask-aspect",
+        "empty": "mask-empty",
+        "soft": "mask-not-binary",
+        "wide": "mask-aspect",
     }
     used = {r.id: bool(r.mask) for r in store.records}
     assert used == {"good": True, "ones": True, "empty": False, "soft": True, "wide": False, "deep": True}

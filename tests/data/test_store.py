@@ -52,6 +52,6 @@ def test_arrays_and_records_must_agree(store: Store) -> None:
 
 
 def test_records_round_trip_whatever_their_text(tmp_path: Path, store: Store) -> None:
-    odd = Record("a,b\n\"c\"", "ä/ö.png", "", "", "p;1", "0" * 64, 1, 2)
+    odd = Record('a,b\n"c"', "ä/ö.png", "", "", "p;1", "0" * 64, 1, 2)
     write_records(store.root / "records.csv", [odd, store.records[1]])
     assert Store.open(store.root).records[0] == odd

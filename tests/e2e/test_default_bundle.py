@@ -34,7 +34,9 @@ def test_the_demo_shows_a_real_film(tmp_path: Path) -> None:
     done = program("analyze", "--demo", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "RG1_UNCR"
-    assert {"report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"} <= {p.name for p in folder.iterdir()}
+    assert {"report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"} <= {
+        p.name for p in folder.iterdir()
+    }
     report = json.loads((folder / "report.json").read_text())
     assert report["disclaimer"] == DISCLAIMER
     assert (report["image"]["height"], report["image"]["width"]) == (1955, 1841)
@@ -55,7 +57,10 @@ def test_the_demo_shows_a_real_film(tmp_path: Path) -> None:
 
 def test_a_folder_of_two_hundred_with_twenty_broken(tmp_path: Path) -> None:
     film = read(Path(str(get_testdata_file("RG1_UNCR.dcm")))).pixels
-    pictures = [cv2.resize(film, (384, 408), interpolation=cv2.INTER_AREA), cv2.resize(film, (301, 320), interpolation=cv2.INTER_AREA)]
+    pictures = [
+        cv2.resize(film, (384, 408), interpolation=cv2.INTER_AREA),
+        cv2.resize(film, (301, 320), interpolation=cv2.INTER_AREA),
+    ]
     source = tmp_path / "films"
     write_films(source / "whole", WHOLE, pictures=pictures)
     broken = write_broken(source / "broken")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +41,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Split]:
     np.save(root / "images.npy", images)
     np.save(root / "masks.npy", masks)
     records = [
-        Record(f"f{i:03}", f"f{i:03}.png", LABELS[i % 3], f"m{i:03}.png", "", hashlib.sha256(image).hexdigest(), SIZE, SIZE)
+        Record(
+            f"f{i:03}", f"f{i:03}.png", LABELS[i % 3], f"m{i:03}.png", "", hashlib.sha256(image).hexdigest(), SIZE, SIZE
+        )
         for i, image in enumerate(images)
     ]
     write_records(root / "records.csv", records)
@@ -52,6 +53,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Split]:
     # Drawn films resemble each other; the group rule has its own tests.
     rows = make_split([store], seed=0)[0].rows
     parts = ["train"] * 72 + ["val"] * 12 + ["test"] * 12
-    split = Split(tuple(type(row)(row.store, row.id, row.sha256, row.label, row.id, part)
-                        for row, part in zip(rows, parts, strict=True)))
+    split = Split(
+        tuple(
+            type(row)(row.store, row.id, row.sha256, row.label, row.id, part)
+            for row, part in zip(rows, parts, strict=True)
+        )
+    )
     return store, split

@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,9 @@ from lungscope.evaluation import scoring
 from lungscope.pipeline import Analyzer
 from lungscope.writers.atomic import write_text
 
-app = typer.Typer(no_args_is_help=True, help="Measure a bundle. Numbers come from the path that ships, with 95 % intervals.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure a bundle. Numbers come from the path that ships, with 95 % intervals."
+)
 
 Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lungscope data import`; may be repeated.")]
 Splits = Annotated[list[Path], typer.Option("--split", help="A split made by `lungscope data split`; may be repeated.")]
@@ -37,36 +40,49 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 @app.command()
 def segmenter(
-    data: Stores, split: Splits, part: Part = "test", model: Model = None, device: Device = "auto",
-    lesions: Annotated[Path | None, typer.Option("--lesions", help="Folder of films with drawn disease (index.csv).")] = None,
-    out: Out = None, json_: Json = False,
+    data: Stores,
+    split: Splits,
+    part: Part = "test",
+    model: Model = None,
+    device: Device = "auto",
+    lesions: Annotated[
+        Path | None, typer.Option("--lesions", help="Folder of films with drawn disease (index.csv).")
+    ] = None,
+    out: Out = None,
+    json_: Json = False,
 ) -> None:
     """Strict per-image Dice, IoU, accuracy, 95 % Hausdorff; for each store alone, never pooled."""
     analyzer, parts = _ready(model, device, split, part)
     stores = [
-        _with_bar(store.name, lambda bar, store=store: scoring.score_segmenter(analyzer, store, parts, part, bar))
+        _with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
         for store in map(Store.open, data)
     ]
     result: dict[str, Any] = {**_facts(analyzer, split), "stores": stores}
     if lesions is not None:
-        result["lesions"] = _with_bar("lesions", lambda bar: scoring.score_lesions(analyzer, lesions, bar))
+        result["lesions"] = _with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_segmenter)
 
 
 @app.command()
 def classifier(
-    data: Stores, split: Splits, part: Part = "test", model: Model = None, device: Device = "auto",
+    data: Stores,
+    split: Splits,
+    part: Part = "test",
+    model: Model = None,
+    device: Device = "auto",
     control: Annotated[
-        list[Path] | None, typer.Option("--control", help="A bundle of a control network to print beside; may be repeated.")
+        list[Path] | None,
+        typer.Option("--control", help="A bundle of a control network to print beside; may be repeated."),
     ] = None,
-    out: Out = None, json_: Json = False,
+    out: Out = None,
+    json_: Json = False,
 ) -> None:
     """Accuracy, sensitivity, specificity, F1, AUC, log-loss, calibration error and confusion, beside the controls."""
     result: dict[str, Any] = {}
     for bundle in [model, *map(str, control or [])]:
         analyzer, parts = _ready(bundle, device, split, part)
         rows = [
-            _with_bar(store.name, lambda bar, store=store: scoring.score_classifier(analyzer, store, parts, part, bar))
+            _with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
             for store in map(Store.open, data)
         ]
         if not result:
@@ -78,17 +94,24 @@ def classifier(
 
 @app.command()
 def pipeline(
-    severity: Annotated[Path | None, typer.Option("--severity", help="Folder of films with Brixia scores (brixia.csv).")] = None,
-    lesions: Annotated[Path | None, typer.Option("--lesions", help="Folder of films with drawn disease (index.csv).")] = None,
-    model: Model = None, device: Device = "auto", out: Out = None, json_: Json = False,
+    severity: Annotated[
+        Path | None, typer.Option("--severity", help="Folder of films with Brixia scores (brixia.csv).")
+    ] = None,
+    lesions: Annotated[
+        Path | None, typer.Option("--lesions", help="Folder of films with drawn disease (index.csv).")
+    ] = None,
+    model: Model = None,
+    device: Device = "auto",
+    out: Out = None,
+    json_: Json = False,
 ) -> None:
     """The whole way: severity beside radiologists' scores, evidence beside drawn disease, and what failed."""
     analyzer = Analyzer(locate(model), device=device)
     result = _facts(analyzer, [])
     if severity is not None:
-        result["severity"] = _with_bar("severity", lambda bar: scoring.score_severity(analyzer, severity, bar))
+        result["severity"] = _with_bar("severity", partial(scoring.score_severity, analyzer, severity))
     if lesions is not None:
-        result["lesions"] = _with_bar("lesions", lambda bar: scoring.score_lesions(analyzer, lesions, bar))
+        result["lesions"] = _with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_pipeline)
 
 
@@ -111,10 +134,18 @@ def _facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
     )
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bundle": analyzer.bundle.name, "bundle_version": analyzer.bundle.version,
+        "bundle": analyzer.bundle.name,
+        "bundle_version": analyzer.bundle.version,
         "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
-        "split": [path.name for path in split], "commit": commit.stdout.strip() or None, "versions": analyzer.versions,
-        "hardware": {"processor": _processor(), "cores": os.cpu_count(), "device": analyzer.device, "precision": analyzer.precision},
+        "split": [path.name for path in split],
+        "commit": commit.stdout.strip() or None,
+        "versions": analyzer.versions,
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "device": analyzer.device,
+            "precision": analyzer.precision,
+        },
     }
 
 
@@ -123,7 +154,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
@@ -146,13 +179,20 @@ def _with_interval(value: float | None, interval: list[float | None]) -> str:
 
 
 def _show_segmenter(result: dict[str, Any]) -> None:
-    table = Table("store", "n", "failed", "Dice [95 %]", "5th pct.", "IoU", "accuracy", "HD95 px", title="Lung segmentation")
+    table = Table(
+        "store", "n", "failed", "Dice [95 %]", "5th pct.", "IoU", "accuracy", "HD95 px", title="Lung segmentation"
+    )
     for row in result["stores"]:
         scores = row["scores"]
         table.add_row(
-            f"{row['store']} {row['part']}", str(row["films"]), str(row["failed"]),
-            _with_interval(scores["dice"]["mean"], scores["dice"]["interval"]), _number(scores["dice"]["p5"]),
-            _number(scores["iou"]["mean"]), _number(scores["binary_accuracy"]["mean"]), _number(scores["hd95"]["mean"], 2),
+            f"{row['store']} {row['part']}",
+            str(row["films"]),
+            str(row["failed"]),
+            _with_interval(scores["dice"]["mean"], scores["dice"]["interval"]),
+            _number(scores["dice"]["p5"]),
+            _number(scores["iou"]["mean"]),
+            _number(scores["binary_accuracy"]["mean"]),
+            _number(scores["hd95"]["mean"], 2),
         )
     console = Console()
     console.print(table)
@@ -172,18 +212,27 @@ def _show_lesions(console: Console, result: dict[str, Any]) -> None:
 
 def _show_classifier(result: dict[str, Any]) -> None:
     console = Console()
-    table = Table("input", "bundle", "n", "failed", "accuracy [95 %]", "macro-F1 [95 %]", "macro AUC", "log-loss", "ECE")
+    table = Table(
+        "input", "bundle", "n", "failed", "accuracy [95 %]", "macro-F1 [95 %]", "macro AUC", "log-loss", "ECE"
+    )
     for run in [result, *result["controls"]]:
         for row in run["stores"]:
             table.add_row(
-                row["input"], run["bundle"], str(row["films"]), str(len(row["failed"])),
+                row["input"],
+                run["bundle"],
+                str(row["films"]),
+                str(len(row["failed"])),
                 _with_interval(row["accuracy"], row["intervals"]["accuracy"]),
                 _with_interval(row["macro_f1"], row["intervals"]["macro_f1"]),
-                _number(row["macro_auc"]), _number(row["log_loss"]), _number(row["ece"]),
+                _number(row["macro_auc"]),
+                _number(row["log_loss"]),
+                _number(row["ece"]),
             )
     console.print(table)
     for row in result["stores"]:
-        table = Table("class", "n", "sensitivity", "specificity", "F1", "AUC", *(f"as {label}" for label in row["labels"]))
+        table = Table(
+            "class", "n", "sensitivity", "specificity", "F1", "AUC", *(f"as {label}" for label in row["labels"])
+        )
         for (label, facts), counts in zip(row["classes"].items(), row["confusion"], strict=True):
             values = (_number(facts[name]) for name in ("sensitivity", "specificity", "f1", "auc"))
             table.add_row(label, str(facts["films"]), *values, *map(str, counts))
@@ -204,8 +253,13 @@ def _show_pipeline(result: dict[str, Any]) -> None:
         table = Table("", "ours / senior", "ours / junior", "senior / junior", title="Severity, Spearman [95 %]")
         for name in ("global", "zones"):
             row = result["severity"][name]
-            table.add_row(name, *(_with_interval(row[k]["spearman"], row[k]["interval"])
-                                  for k in ("ours_senior", "ours_junior", "senior_junior")))
+            table.add_row(
+                name,
+                *(
+                    _with_interval(row[k]["spearman"], row[k]["interval"])
+                    for k in ("ours_senior", "ours_junior", "senior_junior")
+                ),
+            )
         console.print(table)
         console.print(f"{result['severity']['films']} films, {len(result['severity']['failed'])} could not be analysed")
     if "lesions" in result:

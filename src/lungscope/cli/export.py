@@ -34,22 +34,37 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The bundle's folder; replaced if it is one.")],
     classifier: Annotated[Path | None, typer.Option("--classifier", help="A classifier's run.")] = None,
     pool: Annotated[str, typer.Option("--pool", help="How members are pooled: mean, union, vote.")] = "mean",
-    segmenter_size: Annotated[int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")] = None,
+    segmenter_size: Annotated[
+        int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")
+    ] = None,
     paper: Annotated[list[Path] | None, typer.Option("--paper", help="A data card, a licence; copied in.")] = None,
-    lesions: Annotated[Path | None, typer.Option("--lesions", help="Films with drawn disease, for the metrics.")] = None,
-    severity: Annotated[Path | None, typer.Option("--severity", help="Films with Brixia scores, for the metrics.")] = None,
-    metrics: Annotated[bool, typer.Option(help="Measure the bundle on the test parts and keep the result in it.")] = True,
+    lesions: Annotated[
+        Path | None, typer.Option("--lesions", help="Films with drawn disease, for the metrics.")
+    ] = None,
+    severity: Annotated[
+        Path | None, typer.Option("--severity", help="Films with Brixia scores, for the metrics.")
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option(help="Measure the bundle on the test parts and keep the result in it.")
+    ] = True,
     name: Annotated[str, typer.Option("--name")] = "default",
     version: Annotated[str, typer.Option("--version")] = "0.1.0",
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
-    """ONNX with its parity gates; temperature and abstention fitted on validation; metrics on test; SHA-256 of it all."""
+    """ONNX with its parity gates; temperature and abstention fitted on validation; metrics on test; SHA-256 of it
+    all."""
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
     bundle = export_bundle(
-        [Trained.open(run) for run in segmenter], None if classifier is None else Trained.open(classifier), out,
-        films=_films(stores, parts), name=name, version=version, pool=pool, segmenter_size=segmenter_size,
+        [Trained.open(run) for run in segmenter],
+        None if classifier is None else Trained.open(classifier),
+        out,
+        films=_films(stores, parts),
+        name=name,
+        version=version,
+        pool=pool,
+        segmenter_size=segmenter_size,
         papers={path.name: path.read_text() for path in paper or []},
     )
     console.print(f"{bundle.root}: graphs written, parity gates passed")

@@ -22,7 +22,9 @@ from lungscope.training.engine import Hardware
 from lungscope.training.recipe import Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
 
-app = typer.Typer(no_args_is_help=True, help="Train a segmenter or a classifier. The same command goes on with a run cut off.")
+app = typer.Typer(
+    no_args_is_help=True, help="Train a segmenter or a classifier. The same command goes on with a run cut off."
+)
 
 Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lungscope data import`; may be repeated.")]
 Splits = Annotated[list[Path], typer.Option("--split", help="A split made by `lungscope data split`; may be repeated.")]
@@ -30,7 +32,9 @@ Out = Annotated[Path, typer.Option("--out", help="The run's folder.")]
 Name = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a TOML file.")]
 Network = Annotated[str | None, typer.Option("--network", help="Train this network with the recipe's budget.")]
 Seed = Annotated[int, typer.Option("--seed")]
-Initial = Annotated[Path | None, typer.Option("--initial", help="Weights (.safetensors) to start from; default: random.")]
+Initial = Annotated[
+    Path | None, typer.Option("--initial", help="Weights (.safetensors) to start from; default: random.")
+]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Devices = Annotated[int, typer.Option("--devices", min=1)]
 Nodes = Annotated[int, typer.Option("--num-nodes", min=1)]
@@ -41,14 +45,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 @app.command()
 def segmenter(
-    data: Stores, split: Splits, out: Out, recipe: Name = "segmenter-cpu", network: Network = None, seed: Seed = 0,
-    initial: Initial = None, accelerator: Accelerator = "auto", devices: Devices = 1, num_nodes: Nodes = 1,
-    precision: Precision = "auto", workers: Workers = 0, json_: Json = False,
+    data: Stores,
+    split: Splits,
+    out: Out,
+    recipe: Name = "segmenter-cpu",
+    network: Network = None,
+    seed: Seed = 0,
+    initial: Initial = None,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
+    num_nodes: Nodes = 1,
+    precision: Precision = "auto",
+    workers: Workers = 0,
+    json_: Json = False,
 ) -> None:
     """Train a lung segmenter on the films that have a lung mask."""
     _log_to_terminal()
     weights = train_segmenter(
-        _recipe(recipe, network), _open(data, split), out, seed=seed, initial=initial,
+        _recipe(recipe, network),
+        _open(data, split),
+        out,
+        seed=seed,
+        initial=initial,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
     )
     _finish(weights, json_)
@@ -56,19 +74,35 @@ def segmenter(
 
 @app.command()
 def classifier(
-    data: Stores, split: Splits, out: Out, recipe: Name = "classifier-cpu", network: Network = None,
+    data: Stores,
+    split: Splits,
+    out: Out,
+    recipe: Name = "classifier-cpu",
+    network: Network = None,
     input_: Annotated[str, typer.Option("--input", help=f"What the network is shown: {', '.join(INPUTS)}.")] = "lungs",
     model: Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")] = None,
-    seed: Seed = 0, initial: Initial = None, accelerator: Accelerator = "auto", devices: Devices = 1, num_nodes: Nodes = 1,
-    precision: Precision = "auto", workers: Workers = 0, json_: Json = False,
+    seed: Seed = 0,
+    initial: Initial = None,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
+    num_nodes: Nodes = 1,
+    precision: Precision = "auto",
+    workers: Workers = 0,
+    json_: Json = False,
 ) -> None:
     """Train a classifier on segmented lungs, or on one of the controls (whole film, background only)."""
     _log_to_terminal()
     look_up(input_, INPUTS, what="input")
     shown: Input = next(known for known in INPUTS if known == input_)
     weights = train_classifier(
-        _recipe(recipe, network), _open(data, split), Bundle.load(locate(model)), out, shown=shown, seed=seed,
-        initial=initial, hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
+        _recipe(recipe, network),
+        _open(data, split),
+        Bundle.load(locate(model)),
+        out,
+        shown=shown,
+        seed=seed,
+        initial=initial,
+        hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
     )
     _finish(weights, json_)
 
@@ -93,7 +127,12 @@ def _log_to_terminal() -> None:
 
 def _finish(weights: Path, as_json: bool) -> None:
     facts = json.loads(weights.with_suffix(".json").read_text())
-    result = {"weights": str(weights), "sha256": sha256_of(weights), "metrics": facts["metrics"], "epoch": facts["epoch"]}
+    result = {
+        "weights": str(weights),
+        "sha256": sha256_of(weights),
+        "metrics": facts["metrics"],
+        "epoch": facts["epoch"],
+    }
     if as_json:
         print(json.dumps(result, indent=2))
     else:

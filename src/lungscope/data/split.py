@@ -156,11 +156,21 @@ def make_split(
         owner, first_film = films[g]
         record = store.records[i]
         rows.append(
-            Row(store.name, record.id, record.sha256, record.label,
-                f"{owner.name}/{owner.records[first_film].id}", part[g])
+            Row(
+                store.name,
+                record.id,
+                record.sha256,
+                record.label,
+                f"{owner.name}/{owner.records[first_film].id}",
+                part[g],
+            )
         )
     facts: dict[str, object] = {
-        "seed": seed, "fractions": list(fractions), "near_duplicate_above": NEAR_DUPLICATE,
-        "films": len(films), "groups": len(members), "near_duplicate_pairs": near,
+        "seed": seed,
+        "fractions": list(fractions),
+        "near_duplicate_above": NEAR_DUPLICATE,
+        "films": len(films),
+        "groups": len(members),
+        "near_duplicate_pairs": near,
     }
     return Split(tuple(rows)), facts

@@ -57,7 +57,8 @@ def on_grid(mask: Mask, shape: tuple[int, int]) -> Mask:
 def analyze_each(
     analyzer: Analyzer, paths: Sequence[Path], keep: Callable[[int, Report], Any], progress: Progress | None = None
 ) -> list[Any]:
-    """`keep(i, report)` for each path, in order; a Failure where the film could not be analysed. Films run in parallel."""
+    """`keep(i, report)` for each path, in order; a Failure where the film could not be analysed. Films run in
+    parallel."""
 
     def one(i: int) -> Any:
         result = next(analyzer.analyze_many([paths[i]]))
@@ -78,8 +79,8 @@ def score_segmenter(
 ) -> dict[str, Any]:
     """Strict per-image Dice, IoU, binary accuracy and 95 % Hausdorff distance of the masked films of one part.
 
-    Distances are in pixels of the mask's own grid. A film that could not be analysed counts as an empty mask: Dice 0, and
-    an undefined distance. Means come with 95 % bootstrap intervals over groups.
+    Distances are in pixels of the mask's own grid. A film that could not be analysed counts as an empty mask: Dice 0,
+    and an undefined distance. Means come with 95 % bootstrap intervals over groups.
     """
     chosen = [i for i in split.select(store, part) if store.records[i].mask]
     if not chosen:
@@ -101,7 +102,10 @@ def score_segmenter(
     names = ("dice", "iou", "binary_accuracy", "hd95", "coverage", "precision")
     worst = sorted(rows, key=lambda row: row["dice"])[: max(1, round(WORST * len(rows)))]
     return {
-        "store": store.name, "part": part, "films": len(rows), "failed": sum(row["failure"] is not None for row in rows),
+        "store": store.name,
+        "part": part,
+        "films": len(rows),
+        "failed": sum(row["failure"] is not None for row in rows),
         "scores": {
             name: {
                 **metrics.summarise([row[name] for row in rows]).to_json(),
@@ -109,7 +113,8 @@ def score_segmenter(
             }
             for name in names
         },
-        "worst": worst, "per_film": rows,
+        "worst": worst,
+        "per_film": rows,
     }
 
 
@@ -125,18 +130,19 @@ class Predictions:
     failed: list[dict[str, str]]
 
 
-def predict(
-    analyzer: Analyzer, store: Store, split: Split, part: str, progress: Progress | None = None
-) -> Predictions:
+def predict(analyzer: Analyzer, store: Store, split: Split, part: str, progress: Progress | None = None) -> Predictions:
     """Classify the labelled films of one part. Raises DataError for a label that the bundle does not know."""
     spec = analyzer.bundle.classifier
     if spec is None:
-        raise BundleError(f"bundle {analyzer.bundle.name!r} has no classifier; export one with `lungscope export --classifier`")
+        raise BundleError(
+            f"bundle {analyzer.bundle.name!r} has no classifier; make one with `lungscope export --classifier`"
+        )
     chosen = [i for i in split.select(store, part) if store.records[i].label]
     unknown = sorted({store.records[i].label for i in chosen} - set(spec.labels))
     if unknown or not chosen:
         raise DataError(
-            f"{store.name}: labels {unknown or 'missing'}; the bundle knows {', '.join(spec.labels)}. Import with these labels"
+            f"{store.name}: labels {unknown or 'missing'}; the bundle knows {', '.join(spec.labels)}. "
+            "Import with these labels"
         )
 
     def keep(n: int, report: Report) -> NDArray[np.float32]:
@@ -155,7 +161,8 @@ def predict(
         logits=np.array([results[n] for n in answered], np.float64).reshape(len(answered), len(spec.labels)),
         failed=[
             {"id": store.records[chosen[n]].id, "label": store.records[chosen[n]].label, "message": result.message}
-            for n, result in enumerate(results) if isinstance(result, Failure)
+            for n, result in enumerate(results)
+            if isinstance(result, Failure)
         ],
     )
 
@@ -181,7 +188,10 @@ def score_classifier(
         return _interval(bootstrap(lambda i: statistic(found.truth[i], probabilities[i]), found.groups, resamples=500))
 
     return {
-        "store": store.name, "part": part, "input": spec.view.input, "temperature": spec.temperature,
+        "store": store.name,
+        "part": part,
+        "input": spec.view.input,
+        "temperature": spec.temperature,
         **scores.to_json(),
         "intervals": {
             "accuracy": _interval(bootstrap_mean(right, found.groups)),
@@ -196,18 +206,25 @@ def score_classifier(
         "accuracy_answered": metrics.or_null(float(right[answered].mean()) if answered.any() else float("nan")),
         "failed": found.failed,
         "per_film": [
-            {"id": id_, "label": found.labels[t], "predicted": found.labels[p], "probabilities": np.round(row, 5).tolist()}
+            {
+                "id": id_,
+                "label": found.labels[t],
+                "predicted": found.labels[p],
+                "probabilities": np.round(row, 5).tolist(),
+            }
             for id_, t, p, row in zip(found.ids, found.truth, predicted, probabilities, strict=True)
         ],
     }
 
 
 def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Films with disease drawn by radiologists: does what we call lung hold the disease, and does it stay inside the lungs?
+    """Films with disease drawn by radiologists: does what we call lung hold the disease, and does it stay inside the
+    lungs?
 
-    `folder` holds index.csv (image, patient), images/, lungs/ and a folder of masks for each finding. coverage: share of the
-    drawn disease inside the predicted lungs. precision: share of the predicted lungs inside the drawn ones. saliency: the
-    share of positive evidence for the predicted class that lies on drawn disease, beside the disease's share of the lung.
+    `folder` holds index.csv (image, patient), images/, lungs/ and a folder of masks for each finding. coverage: share
+    of the drawn disease inside the predicted lungs. precision: share of the predicted lungs inside the drawn ones.
+    saliency: the share of positive evidence for the predicted class that lies on drawn disease, beside the disease's
+    share of the lung.
     Intervals are over patients.
     """
     rows = _table(folder / "index.csv", {"image", "patient"})
@@ -237,13 +254,19 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
     results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
     failed = {"coverage": 0.0, "precision": float("nan"), "dice": 0.0, "disease_share": float("nan")}
     films = [
-        {"id": row["image"], "failure": result.message if isinstance(result, Failure) else None,
-         **(failed if isinstance(result, Failure) else result)}
+        {
+            "id": row["image"],
+            "failure": result.message if isinstance(result, Failure) else None,
+            **(failed if isinstance(result, Failure) else result),
+        }
         for row, result in zip(rows, results, strict=True)
     ]
     patients = [row["patient"] or row["image"] for row in rows]
-    names = [name for name in ("coverage", "precision", "dice", "disease_share", "saliency_on_disease")
-             if any(name in film for film in films)]
+    names = [
+        name
+        for name in ("coverage", "precision", "dice", "disease_share", "saliency_on_disease")
+        if any(name in film for film in films)
+    ]
     scores: dict[str, Any] = {}
     for name in names:
         values = np.array([film.get(name, np.nan) for film in films], np.float64)
@@ -253,14 +276,20 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
             "p10": float(np.percentile(known, 10)) if known.size else None,
             "interval": _interval(bootstrap_mean(values, patients)),
         }
-    return {"films": len(films), "failed": sum(film["failure"] is not None for film in films), "scores": scores, "per_film": films}
+    return {
+        "films": len(films),
+        "failed": sum(film["failure"] is not None for film in films),
+        "scores": scores,
+        "per_film": films,
+    }
 
 
 def score_severity(analyzer: Analyzer, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
 
-    `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's is a
-    kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands beside it.
+    `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's
+    is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands
+    beside it.
     """
     columns = {f"{reader}-{zone}" for reader in "SJ" for zone in (*ZONES, "Global")}
     rows = _table(folder / "brixia.csv", {"image", "patient"} | columns)
@@ -281,17 +310,28 @@ def score_severity(analyzer: Analyzer, folder: Path, progress: Progress | None =
     def rank(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
         return {
             "spearman": metrics.or_null(metrics.spearman(x.ravel(), y.ravel())),
-            "interval": _interval(bootstrap(lambda i: metrics.spearman(x[i].ravel(), y[i].ravel()), patients, resamples=1000)),
+            "interval": _interval(
+                bootstrap(lambda i: metrics.spearman(x[i].ravel(), y[i].ravel()), patients, resamples=1000)
+            ),
         }
 
     return {
-        "films": len(rows), "failed": [
-            {"id": row["image"], "message": r.message} for row, r in zip(rows, results, strict=True) if isinstance(r, Failure)
+        "films": len(rows),
+        "failed": [
+            {"id": row["image"], "message": r.message}
+            for row, r in zip(rows, results, strict=True)
+            if isinstance(r, Failure)
         ],
-        "global": {"ours_senior": rank(total, theirs["S"].sum(1)), "ours_junior": rank(total, theirs["J"].sum(1)),
-                   "senior_junior": rank(theirs["S"].sum(1), theirs["J"].sum(1))},
-        "zones": {"ours_senior": rank(ours, theirs["S"]), "ours_junior": rank(ours, theirs["J"]),
-                  "senior_junior": rank(theirs["S"], theirs["J"])},
+        "global": {
+            "ours_senior": rank(total, theirs["S"].sum(1)),
+            "ours_junior": rank(total, theirs["J"].sum(1)),
+            "senior_junior": rank(theirs["S"].sum(1), theirs["J"].sum(1)),
+        },
+        "zones": {
+            "ours_senior": rank(ours, theirs["S"]),
+            "ours_junior": rank(ours, theirs["J"]),
+            "senior_junior": rank(theirs["S"], theirs["J"]),
+        },
     }
 
 

@@ -34,16 +34,27 @@ def random_affine(n: int, spec: Augment, like: Tensor) -> Tensor:
     aspect = uniform(n, -spec.aspect, spec.aspect, like).exp().sqrt()
     mirror = torch.where(torch.rand(n, device=like.device) < spec.flip, -1.0, 1.0)
     cos, sin = angle.cos(), angle.sin()
-    theta = torch.stack(
+    return torch.stack(
         [
-            torch.stack([cos * zoom * aspect * mirror, (shear * cos - sin) * zoom / aspect,
-                         2 * uniform(n, -spec.shift, spec.shift, like)], 1),
-            torch.stack([sin * zoom * aspect * mirror, (shear * sin + cos) * zoom / aspect,
-                         2 * uniform(n, -spec.shift, spec.shift, like)], 1),
+            torch.stack(
+                [
+                    cos * zoom * aspect * mirror,
+                    (shear * cos - sin) * zoom / aspect,
+                    2 * uniform(n, -spec.shift, spec.shift, like),
+                ],
+                1,
+            ),
+            torch.stack(
+                [
+                    sin * zoom * aspect * mirror,
+                    (shear * sin + cos) * zoom / aspect,
+                    2 * uniform(n, -spec.shift, spec.shift, like),
+                ],
+                1,
+            ),
         ],
         1,
     )
-    return theta
 
 
 def warp(x: Tensor, theta: Tensor, fill: str) -> Tensor:
@@ -77,11 +88,13 @@ def smooth_noise(n: int, size: int, cells: int, like: Tensor) -> Tensor:
 
 
 def paint_opacities(x: Tensor, lungs: Tensor, chance: float) -> Tensor:
-    """Paint synthetic disease into films [N, 1, S, S], guided by lung masks [N, 1, S, S] in 0..1; the masks stay as they are.
+    """Paint synthetic disease into films [N, 1, S, S], guided by lung masks [N, 1, S, S] in 0..1; the masks stay as
+    they are.
 
-    Three kinds, mixed at random: patches with soft borders (consolidation), a faint field over most of a lung (ground glass),
-    and a level that rises from the base (effusion). Each is as bright as soft tissue of the same film and reaches a little
-    over the lung's border, so that a segmenter has to learn where an opaque lung ends from the rest of the thorax.
+    Three kinds, mixed at random: patches with soft borders (consolidation), a faint field over most of a lung (ground
+    glass), and a level that rises from the base (effusion). Each is as bright as soft tissue of the same film and
+    reaches a little over the lung's border, so that a segmenter has to learn where an opaque lung ends from the rest
+    of the thorax.
     """
     n, _, size, _ = x.shape
     shape = (n, 1, 1, 1)

@@ -25,7 +25,8 @@ from lungscope.training.views import cut_views
 
 
 class ClassifierTask(Task):
-    """Softmax classification; logs `val_loss` (without smoothing), `val_accuracy` and `val_f1` (macro) over all films."""
+    """Softmax classification; logs `val_loss` (without smoothing), `val_accuracy` and `val_f1` (macro) over all
+    films."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int, classes: int) -> None:
         super().__init__(network, recipe, phase, seed)
@@ -68,13 +69,20 @@ def view_spec(shown: Input, size: int, margin: float = 0.06) -> ViewSpec:
 
 
 def train_classifier(
-    recipe: Recipe, data: list[tuple[Store, Split]], bundle: Bundle, folder: Path, *, shown: Input = "lungs", seed: int,
-    hardware: Hardware, initial: Path | None = None,
+    recipe: Recipe,
+    data: list[tuple[Store, Split]],
+    bundle: Bundle,
+    folder: Path,
+    *,
+    shown: Input = "lungs",
+    seed: int,
+    hardware: Hardware,
+    initial: Path | None = None,
 ) -> Path:
     """Train `recipe.network` on the train parts, seeing what `shown` says, with lungs found by `bundle`'s segmenter.
 
-    Returns the path of `folder/weights.safetensors`; the JSON beside it names the labels and the view. Raises RecipeError
-    or DataError where recipe and data do not fit.
+    Returns the path of `folder/weights.safetensors`; the JSON beside it names the labels and the view. Raises
+    RecipeError or DataError where recipe and data do not fit.
     """
     if recipe.kind != "classifier":
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
@@ -96,9 +104,13 @@ def train_classifier(
     truth = np.array(labels, np.int64)
     train, val = (LabelledViews(films, truth, parts[part]) for part in ("train", "val"))
     facts = {
-        "network": recipe.network, "labels": names, "shown": shown, "margin": spec.margin,
+        "network": recipe.network,
+        "labels": names,
+        "shown": shown,
+        "margin": spec.margin,
         "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
-        "stores": [store.name for store, _ in data], "films": {"train": len(train), "val": len(val)},
+        "stores": [store.name for store, _ in data],
+        "films": {"train": len(train), "val": len(val)},
     }
     run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
     return run.fit(

@@ -1,14 +1,14 @@
 """The training loop shared by segmenters and classifiers: Lightning, plus what a run needs to survive a kill.
 
-A run's folder holds, for each phase, `phase-K/last.ckpt` (optimizer state, for resuming), `phase-K/weights.safetensors` with a
-JSON beside it (the best epoch so far), CSV and TensorBoard logs; and at the end `weights.safetensors` and `weights.json` of the run.
+A run's folder holds, for each phase, `phase-K/last.ckpt` (optimizer state, for resuming),
+`phase-K/weights.safetensors` with a JSON beside it (the best epoch so far), CSV and TensorBoard logs; and at the end
+`weights.safetensors` and `weights.json` of the run.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import sys
 import time
@@ -30,10 +30,12 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
+from lungscope.bundle import sha256_of
 from lungscope.errors import RecipeError
 from lungscope.training.films import EpochSampler
 from lungscope.training.networks import load_resized
 from lungscope.training.recipe import Phase, Recipe, as_table
+from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,9 @@ class Task(lightning.LightningModule):
             steps = int(self.trainer.estimated_stepping_batches)
             cycle = OneCycleLR(optimizer, self.phase.lr, total_steps=steps, pct_start=schedule.warmup)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
-        plateau = ReduceLROnPlateau(optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.floor)
+        plateau = ReduceLROnPlateau(
+            optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.floor
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
     def on_validation_epoch_start(self) -> None:
@@ -146,8 +150,12 @@ class KeepBest(Callback):
         score = metrics[self.recipe.best.monitor]
         better = self.best is None or (score < self.best) == (self.recipe.best.mode == "min")
         log.info(
-            "size %d epoch %d/%d (%.0f s) %s%s", self.phase.size, trainer.current_epoch + 1, self.phase.epochs,
-            time.monotonic() - self.started, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()),
+            "size %d epoch %d/%d (%.0f s) %s%s",
+            self.phase.size,
+            trainer.current_epoch + 1,
+            self.phase.epochs,
+            time.monotonic() - self.started,
+            "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()),
             "  *" if better else "",
         )
         if better and trainer.is_global_zero and isinstance(pl_module, Task):
@@ -163,8 +171,8 @@ def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
     beside = path.with_suffix(".json.part")
     beside.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(part, path)
-    os.replace(beside, path.with_suffix(".json"))
+    part.replace(path)
+    beside.replace(path.with_suffix(".json"))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -216,6 +224,8 @@ class Run:
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = json.loads(json.dumps({"recipe": as_table(self.recipe), "seed": self.seed, **self.facts}))
+        if self.initial is not None:
+            mine["initial"] = sha256_of(self.initial)
         claim = self.folder / "run.json"
         if claim.exists():
             theirs = json.loads(claim.read_text())
@@ -226,33 +236,57 @@ class Run:
                     "recipe, data and seed to go on with it"
                 )
         else:
-            claim.write_text(json.dumps(mine, indent=2) + "\n")
+            write_text(claim, json.dumps(mine, indent=2) + "\n")
 
     def _fit_phase(self, task: Task, phase: Phase, folder: Path) -> None:
         recipe, hardware = self.recipe, self.hardware
         facts = {
-            **self.facts, "recipe": as_table(recipe), "seed": self.seed, "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(), "precision": hardware.lightning_precision(),
+            **self.facts,
+            "recipe": as_table(recipe),
+            "seed": self.seed,
+            "torch": torch.__version__,
+            "processor": platform.processor() or platform.machine(),
+            "precision": hardware.lightning_precision(),
         }
         callbacks: list[Callback] = [
             KeepBest(folder, recipe, phase, facts),
-            ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1, enable_version_counter=False,
-                            save_on_train_epoch_end=True),
+            ModelCheckpoint(
+                folder,
+                filename="last",
+                save_top_k=1,
+                every_n_epochs=1,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,
+            ),
             LearningRateMonitor("epoch"),
         ]
         if recipe.stop_after:
             callbacks.append(EarlyStopping("val_loss", patience=recipe.stop_after, mode="min"))
         trainer = lightning.Trainer(
-            accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
-            precision=hardware.lightning_precision(), max_epochs=phase.epochs, callbacks=callbacks,
-            logger=[CSVLogger(folder, name="", version="csv"), TensorBoardLogger(folder, name="", version="tensorboard")],
-            enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False, num_sanity_val_steps=0,
-            gradient_clip_val=recipe.clip_gradient or None, log_every_n_steps=1, deterministic="warn",
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.nodes,
+            precision=hardware.lightning_precision(),
+            max_epochs=phase.epochs,
+            callbacks=callbacks,
+            logger=[
+                CSVLogger(folder, name="", version="csv"),
+                TensorBoardLogger(folder, name="", version="tensorboard"),
+            ],
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            gradient_clip_val=recipe.clip_gradient or None,
+            log_every_n_steps=1,
+            deterministic="warn",
         )
         last = folder / "last.ckpt"
         trainer.fit(
-            task, self._loader(self.train, phase), self._loader(self.val, None),
-            ckpt_path=str(last) if last.exists() else None, weights_only=True,
+            task,
+            self._loader(self.train, phase),
+            self._loader(self.val, None),
+            ckpt_path=str(last) if last.exists() else None,
+            weights_only=True,
         )
 
     def _loader(self, films: Dataset[Any], phase: Phase | None) -> DataLoader[Any]:
@@ -264,7 +298,11 @@ class Run:
                 len(self.strata), seed=self.seed, strata=self.strata if even else None, films=phase.films
             )
         return DataLoader(
-            films, batch_size=self.recipe.batch, sampler=sampler, num_workers=self.hardware.workers,
-            drop_last=phase is not None, persistent_workers=self.hardware.workers > 0,
+            films,
+            batch_size=self.recipe.batch,
+            sampler=sampler,
+            num_workers=self.hardware.workers,
+            drop_last=phase is not None,
+            persistent_workers=self.hardware.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ class SegmenterGraph(nn.Module):
 class ClassifierGraph(nn.Module):
     """image f32 [N, 1, S, S] in 0..1 → logits f32 [N, K] and cam f32 [N, K, h, w], with mean(cam) + bias = logits.
 
-    The head is a linear layer on averaged features, so that applying it at every place before averaging gives the map of
-    Grad-CAM up to a positive constant (Selvaraju et al. 2017, section 3; Zhou et al. 2016) without a backward pass.
+    The head is a linear layer on averaged features, so that applying it at every place before averaging gives the map
+    of Grad-CAM up to a positive constant (Selvaraju et al. 2017, section 3; Zhou et al. 2016) without a backward pass.
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
@@ -90,13 +89,20 @@ def to_onnx(graph: nn.Module, size: int, path: Path, outputs: list[str]) -> None
     example = torch.rand(2, 1, size, size)
     with torch.no_grad():
         torch.onnx.export(
-            graph.eval(), (example,), path, input_names=["image"], output_names=outputs, opset_version=OPSET,
-            dynamo=False, dynamic_axes={name: {0: "N"} for name in ["image", *outputs]},
+            graph.eval(),
+            (example,),
+            path,
+            input_names=["image"],
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=False,
+            dynamic_axes={name: {0: "N"} for name in ["image", *outputs]},
         )
 
 
 def store_as_f16(path: Path) -> None:
-    """Rewrite an ONNX file with its f32 weights stored as f16 and cast back when the graph is loaded; half the bytes."""
+    """Rewrite an ONNX file with its f32 weights stored as f16 and cast back when the graph is loaded; half the
+    bytes."""
     model = onnx.load(path)
     casts = []
     for tensor in model.graph.initializer:
@@ -121,7 +127,8 @@ def parity(graph: nn.Module, path: Path, films: NDArray[np.float32], outputs: li
     reference = [reference] if isinstance(reference, Tensor) else list(reference)
     found = Runtime("cpu", "f32").compile(path, outputs=tuple(outputs))({"image": films})
     return {
-        name: float(np.abs(found[name] - expected.numpy()).max()) for name, expected in zip(outputs, reference, strict=True)
+        name: float(np.abs(found[name] - expected.numpy()).max())
+        for name, expected in zip(outputs, reference, strict=True)
     }
 
 
@@ -134,9 +141,13 @@ def export_graph(graph: nn.Module, path: Path, films: NDArray[np.float32], outpu
     for name in outputs:
         # Maps and logits have no fixed range; the tolerance is a share of what they span on these films.
         if exact[name] > TOLERANCE * _span(graph, films, outputs, name):
-            raise BundleError(f"{path.name}: runtime and torch differ by {exact[name]:.2g} in {name}; the gate is {TOLERANCE}")
+            raise BundleError(
+                f"{path.name}: runtime and torch differ by {exact[name]:.2g} in {name}; the gate is {TOLERANCE}"
+            )
         if stored[name] > STORED_TOLERANCE * _span(graph, films, outputs, name):
-            raise BundleError(f"{path.name}: f16 weights change {name} by {stored[name]:.2g}; the gate is {STORED_TOLERANCE}")
+            raise BundleError(
+                f"{path.name}: f16 weights change {name} by {stored[name]:.2g}; the gate is {STORED_TOLERANCE}"
+            )
     return {f"{name}_f32": exact[name] for name in outputs} | {f"{name}_stored": stored[name] for name in outputs}
 
 
@@ -148,9 +159,19 @@ def _span(graph: nn.Module, films: NDArray[np.float32], outputs: list[str], name
 
 
 def export_bundle(
-    segmenters: list[Trained], classifier: Trained | None, out: Path, *, films: NDArray[np.float32], name: str,
-    version: str, pool: str = "mean", segmenter_size: int | None = None, temperature: float = 1.0,
-    abstain_below: float = 0.0, papers: dict[str, str] | None = None, facts: dict[str, Any] | None = None,
+    segmenters: list[Trained],
+    classifier: Trained | None,
+    out: Path,
+    *,
+    films: NDArray[np.float32],
+    name: str,
+    version: str,
+    pool: str = "mean",
+    segmenter_size: int | None = None,
+    temperature: float = 1.0,
+    abstain_below: float = 0.0,
+    papers: dict[str, str] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing one that is there, and return it as the package itself loads it.
 
@@ -161,19 +182,29 @@ def export_bundle(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as scratch:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
-        differences: dict[str, Any] = {"films": len(films), "tolerance_f32": TOLERANCE, "tolerance_stored": STORED_TOLERANCE}
+        differences: dict[str, Any] = {
+            "films": len(films),
+            "tolerance_f32": TOLERANCE,
+            "tolerance_stored": STORED_TOLERANCE,
+        }
         size = segmenter_size or int(segmenters[0].facts["size"])
         members = []
         for number, trained in enumerate(segmenters, 1):
             network = build_segmenter(trained.facts["network"])
             load_weights(network, trained.weights)
             file = "segmenter.onnx" if len(segmenters) == 1 else f"segmenter-{number}.onnx"
-            differences[file] = export_graph(SegmenterGraph(network), folder / file, _resized(films, size), ["probability"])
+            differences[file] = export_graph(
+                SegmenterGraph(network), folder / file, _resized(films, size), ["probability"]
+            )
             members.append({"network": trained.facts["network"], "file": file})
         document: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION, "name": name, "version": version,
+            "schema_version": SCHEMA_VERSION,
+            "name": name,
+            "version": version,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "licence": "Research use only; see LICENCE and DATA_CARD.md", "disclaimer": DISCLAIMER, "files": {},
+            "licence": "Research use only; see LICENCE and DATA_CARD.md",
+            "disclaimer": DISCLAIMER,
+            "files": {},
             "segmenter": {"members": members, "pool": pool, "threshold": 0.5, "size": size, "labels": ["lung"]},
             "classifier": None,
         }
@@ -185,21 +216,28 @@ def export_bundle(
             (folder / paper).write_text(text)
         runs = [*segmenters, classifier] if classifier else segmenters
         document["parity"] = differences
-        document["training"] = {"runs": [{**run.facts, "weights_sha256": sha256_of(run.weights)} for run in runs], **(facts or {})}
+        document["training"] = {
+            "runs": [{**run.facts, "weights_sha256": sha256_of(run.weights)} for run in runs],
+            **(facts or {}),
+        }
         document["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
         Bundle.load(folder)
         if out.exists():
             shutil.rmtree(out)
-        os.replace(folder, out)
+        folder.replace(out)
     return Bundle.load(out)
 
 
 def amend_bundle(
-    bundle: Bundle, *, temperature: float | None = None, abstain_below: float | None = None,
+    bundle: Bundle,
+    *,
+    temperature: float | None = None,
+    abstain_below: float | None = None,
     files: dict[str, str] | None = None,
 ) -> Bundle:
-    """Put what was measured on a bundle into it: calibration into the manifest, text files beside it. Returns it, reloaded."""
+    """Put what was measured on a bundle into it: calibration into the manifest, text files beside it. Returns it,
+    reloaded."""
     document = json.loads(json.dumps(bundle.manifest))
     if temperature is not None:
         document["classifier"]["temperature"] = temperature
@@ -223,9 +261,13 @@ def _export_classifier(
     differences = export_graph(graph, path, _resized(films, size), ["logits", "cam"])
     view = view_spec(facts["shown"], size, facts["margin"])
     return {
-        "network": name, "file": path.name, "labels": labels, "bias": graph.bias.tolist(),
+        "network": name,
+        "file": path.name,
+        "labels": labels,
+        "bias": graph.bias.tolist(),
         "view": {"input": view.input, "crop": view.crop, "margin": view.margin, "size": view.size},
-        "temperature": temperature, "abstain_below": abstain_below,
+        "temperature": temperature,
+        "abstain_below": abstain_below,
     }, differences
 
 

@@ -19,9 +19,7 @@ class MaskedFilms(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(self, chosen: Sequence[tuple[Store, Sequence[int]]]) -> None:
         self.stores = [store for store, _ in chosen]
-        self.items = [
-            (s, i) for s, (store, indices) in enumerate(chosen) for i in indices if store.records[i].mask
-        ]
+        self.items = [(s, i) for s, (store, indices) in enumerate(chosen) for i in indices if store.records[i].mask]
         self.strata = [s for s, _ in self.items]
 
     def __len__(self) -> int:
@@ -49,10 +47,11 @@ class LabelledViews(Dataset[tuple[Tensor, int]]):
 
 
 class EpochSampler(Sampler[int]):
-    """The order of one epoch: a function of the seed and the epoch alone, so that a resumed run sees what it would have seen.
+    """The order of one epoch: a function of the seed and the epoch alone, so that a resumed run sees what it would
+    have seen.
 
-    `strata` given: films are drawn with replacement, each stratum equally often; else no film twice, shuffled. `films`: how
-    many are drawn; 0 is as many as there are.
+    `strata` given: films are drawn with replacement, each stratum equally often; else no film twice, shuffled.
+    `films`: how many are drawn; 0 is as many as there are.
     """
 
     def __init__(self, n: int, *, seed: int, strata: Sequence[int] | None = None, films: int = 0) -> None:

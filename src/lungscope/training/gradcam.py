@@ -22,15 +22,17 @@ METHODS = ("gradcam", "gradcam++", "layercam", "scorecam")
 def features_and_logits(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Last feature maps [N, C, h, w] and logits [N, K] of a timm classifier."""
     maps = features(network, x)
-    head: Callable[[Tensor], Tensor] = getattr(network, "forward_head")
+    head: Callable[[Tensor], Tensor] = network.forward_head
     return maps, head(maps)
 
 
 def class_activation(network: nn.Module, x: Tensor, target: int, method: str = "gradcam") -> NDArray[np.float32]:
-    """Activation maps f32 [N, h, w] of class `target` for films f32 [N, 1, S, S] in 0..1; >= 0, in the method's own unit.
+    """Activation maps f32 [N, h, w] of class `target` for films f32 [N, 1, S, S] in 0..1; >= 0, in the method's own
+    unit.
 
-    gradcam: Selvaraju et al. 2017, equations 1 and 2. gradcam++: Chattopadhay et al. 2018, equation 19 with the closed form
-    for an exponential score. layercam: Jiang et al. 2021, equation 3. scorecam: Wang et al. 2020, one pass a channel.
+    gradcam: Selvaraju et al. 2017, equations 1 and 2. gradcam++: Chattopadhay et al. 2018, equation 19 with the
+    closed form for an exponential score. layercam: Jiang et al. 2021, equation 3. scorecam: Wang et al. 2020, one
+    pass a channel.
     Raises RecipeError for an unknown method.
     """
     look_up(method, METHODS, what="CAM method", error=RecipeError)

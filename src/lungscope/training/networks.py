@@ -32,6 +32,9 @@ SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS f
 #: The paper's ensemble (paper, "Selection").
 PAPER_ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
 
+#: Sides must be a multiple of this, so that every decoder's skip connections line up.
+STRIDE = 32
+
 
 @dataclass(frozen=True)
 class ClassifierRow:
@@ -41,6 +44,8 @@ class ClassifierRow:
     head: str
     sized: bool = False
     """True where the network is built for one input size (relative position tables)."""
+    smallest: int = STRIDE
+    """The smallest side that leaves something for the last layers."""
 
 
 #: The paper's four classifiers (paper, Table 4).
@@ -48,11 +53,8 @@ CLASSIFIERS: dict[str, ClassifierRow] = {
     "coatnet0": ClassifierRow("coatnet_0_rw_224", "head.fc", sized=True),
     "xception": ClassifierRow("legacy_xception", "fc"),
     "resnet50": ClassifierRow("resnet50", "fc"),
-    "inceptionresnetv2": ClassifierRow("inception_resnet_v2", "classif"),
+    "inceptionresnetv2": ClassifierRow("inception_resnet_v2", "classif", smallest=96),
 }
-
-#: Sides must be a multiple of this, so that every decoder's skip connections line up.
-STRIDE = 32
 
 
 def build_segmenter(name: str) -> nn.Module:
@@ -71,8 +73,8 @@ def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, d
     Raises RecipeError for an unknown name or a size that the network can not take.
     """
     row = CLASSIFIERS[look_up(name, CLASSIFIERS, what="classifier", error=RecipeError)]
-    if size % STRIDE:
-        raise RecipeError(f"{name} takes a side that is a multiple of {STRIDE}; got {size}")
+    if size % STRIDE or size < row.smallest:
+        raise RecipeError(f"{name} takes a side that is a multiple of {STRIDE} and at least {row.smallest}; got {size}")
     options: dict[str, Any] = {"in_chans": 1, "num_classes": classes, "drop_rate": drop}
     if row.sized:
         options |= {"img_size": size, "drop_path_rate": drop_path}
@@ -92,7 +94,7 @@ def load_resized(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 def features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Last feature maps [N, C, h, w] of a timm classifier."""
-    forward: Callable[[torch.Tensor], torch.Tensor] = getattr(network, "forward_features")
+    forward: Callable[[torch.Tensor], torch.Tensor] = network.forward_features
     return forward(x)
 
 

@@ -27,7 +27,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`plateau`: multiply the rate by `factor` after `patience` epochs without a better validation loss, down to `floor`.
+    """`plateau`: multiply the rate by `factor` after `patience` epochs without a better validation loss, down to
+    `floor`.
     `one-cycle`: warm up over the first `warmup` share of the steps, then anneal by a cosine to almost zero."""
 
     name: Literal["plateau", "one-cycle"]
@@ -49,9 +50,12 @@ class Best:
 class Augment:
     """Random changes to training films. Zero turns a change off.
 
-    rotation: degrees; shift, shear, zoom: shares of the side; aspect: log of the side ratio; flip: chance of a mirror image;
-    fill: what comes in from outside (`nearest` repeats the edge); gamma: log2 of the exponent; contrast, brightness: shares;
-    noise: standard deviation in 0..1; blur: chance; opacity: chance that synthetic opacities are painted into the lungs.
+    rotation: degrees; shift, shear, zoom: shares of the side; aspect: log of the side ratio; flip: chance of a mirror
+    image;
+    fill: what comes in from outside (`nearest` repeats the edge); gamma: log2 of the exponent; contrast, brightness:
+    shares;
+    noise: standard deviation in 0..1; blur: chance; opacity: chance that synthetic opacities are painted into the
+    lungs.
     """
 
     rotation: float = 0.0
@@ -73,7 +77,8 @@ class Augment:
 class Recipe:
     """See the fields of the shipped files for what each one is for.
 
-    balance: draw each epoch's films evenly over stores (segmenter) or labels (classifier); `natural` takes every film once.
+    balance: draw each epoch's films evenly over stores (segmenter) or labels (classifier); `natural` takes every film
+    once.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages.
     """
@@ -131,7 +136,7 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """Turn a TOML value into `kind`, refusing unknown and missing keys, wrong types and values outside a Literal."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a table, got {value!r}")
         hints = get_type_hints(kind)

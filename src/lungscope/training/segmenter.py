@@ -21,7 +21,8 @@ from lungscope.training.recipe import Phase, Recipe
 
 
 class SegmenterTask(Task):
-    """Binary segmentation; logs `val_loss`, `val_dice` (strict, mean over films, mean over stores) and one for each store."""
+    """Binary segmentation; logs `val_loss`, `val_dice` (strict, mean over films, mean over stores) and one for each
+    store."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int, stores: list[str]) -> None:
         super().__init__(network, recipe, phase, seed)
@@ -66,10 +67,16 @@ class SegmenterTask(Task):
 
 
 def train_segmenter(
-    recipe: Recipe, data: list[tuple[Store, Split]], folder: Path, *, seed: int, hardware: Hardware,
+    recipe: Recipe,
+    data: list[tuple[Store, Split]],
+    folder: Path,
+    *,
+    seed: int,
+    hardware: Hardware,
     initial: Path | None = None,
 ) -> Path:
-    """Train `recipe.network` on the masked films of the train parts; validate on the val parts; never touch the test parts.
+    """Train `recipe.network` on the masked films of the train parts; validate on the val parts; never touch the test
+    parts.
 
     Returns the path of `folder/weights.safetensors`. Raises RecipeError or DataError where recipe and data do not fit.
     """

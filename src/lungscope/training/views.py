@@ -78,4 +78,4 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
             part = path.with_name(f"{path.name}.part")
             with part.open("wb") as stream:
                 np.save(stream, array, allow_pickle=False)
-            os.replace(part, path)
+            part.replace(path)
