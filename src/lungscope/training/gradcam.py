@@ -6,6 +6,7 @@ At inference the maps come out of the exported graph (see export.py); nothing he
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ METHODS = ("gradcam", "gradcam++", "layercam", "scorecam")
 def features_and_logits(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Last feature maps [N, C, h, w] and logits [N, K] of a timm classifier."""
     maps = features(network, x)
-    head: Callable[[Tensor], Tensor] = network.forward_head
+    head = cast(Callable[[Tensor], Tensor], network.forward_head)
     return maps, head(maps)
 
 

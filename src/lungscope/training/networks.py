@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import segmentation_models_pytorch as smp
 import timm
@@ -94,7 +94,7 @@ def load_resized(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 def features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Last feature maps [N, C, h, w] of a timm classifier."""
-    forward: Callable[[torch.Tensor], torch.Tensor] = network.forward_features
+    forward = cast(Callable[[torch.Tensor], torch.Tensor], network.forward_features)
     return forward(x)
 
 
