@@ -140,11 +140,12 @@ def export_graph(graph: nn.Module, path: Path, films: NDArray[np.float32], outpu
     stored = parity(graph, path, films, outputs)
     for name in outputs:
         # Maps and logits have no fixed range; the tolerance is a share of what they span on these films.
-        if exact[name] > TOLERANCE * _span(graph, films, outputs, name):
+        span = _span(graph, films, outputs, name)
+        if not exact[name] <= TOLERANCE * span:
             raise BundleError(
                 f"{path.name}: runtime and torch differ by {exact[name]:.2g} in {name}; the gate is {TOLERANCE}"
             )
-        if stored[name] > STORED_TOLERANCE * _span(graph, films, outputs, name):
+        if not stored[name] <= STORED_TOLERANCE * span:
             raise BundleError(
                 f"{path.name}: f16 weights change {name} by {stored[name]:.2g}; the gate is {STORED_TOLERANCE}"
             )
@@ -178,6 +179,8 @@ def export_bundle(
     films: f32 [N, 1, S, S] in 0..1, real ones, for the parity gates; resized to each network's grid.
     papers: further text files by name (data card, metrics, licence). Raises BundleError where a gate fails.
     """
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
+        raise BundleError(f"{out} exists and is no bundle (no {MANIFEST}), so it is not replaced. Name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as scratch:
         folder = Path(scratch) / "bundle"
@@ -239,6 +242,8 @@ def amend_bundle(
     """Put what was measured on a bundle into it: calibration into the manifest, text files beside it. Returns it,
     reloaded."""
     document = json.loads(json.dumps(bundle.manifest))
+    if bundle.classifier is None and (temperature is not None or abstain_below is not None):
+        raise BundleError(f"bundle {bundle.name!r} has no classifier to calibrate")
     if temperature is not None:
         document["classifier"]["temperature"] = temperature
     if abstain_below is not None:

@@ -1,0 +1,202 @@
+"""A bundle is written whole, gated, and loaded by the package as users load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from torch import nn
+
+from films import draw, radiograph
+from lungscope.bundle import Bundle
+from lungscope.errors import BundleError
+from lungscope.pipeline import Analyzer
+from lungscope.training.engine import save_weights
+from lungscope.training.export import (
+    STORED_TOLERANCE,
+    TOLERANCE,
+    Trained,
+    amend_bundle,
+    export_bundle,
+    export_graph,
+    store_as_f16,
+    to_onnx,
+)
+from lungscope.training.networks import build_segmenter
+from nets import SMALL, awake_classifier
+
+LABELS = ["COVID-19", "Normal", "Viral Pneumonia"]
+SIZE = 64
+
+
+class Dark(nn.Module):
+    """Calls lung what is dark, as a network of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 17, padding=8)
+        with torch.no_grad():
+            self.conv.weight.fill_(0)
+            self.conv.weight[0, 0, 8, 8] = -40
+            self.conv.bias.fill_(20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.sigmoid(self.conv(x))
+        return output
+
+
+def films(n: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).random((n, 1, SIZE, SIZE), np.float32)
+
+
+def trained_segmenter(folder: Path) -> Trained:
+    """Weights fitted for a few steps to drawn lungs, so that the network finds some."""
+    torch.manual_seed(0)
+    network = build_segmenter("fpn-mobilenetv2")
+    film = torch.from_numpy(draw(SIZE, SIZE))[None, None]
+    x = (film + 0.03 * torch.randn(8, 1, SIZE, SIZE)).clamp(0, 1)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(15):
+        loss = nn.functional.binary_cross_entropy_with_logits(network(x), (film < 0.5).float().expand_as(x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    torch.optim.swa_utils.update_bn([x], network)
+    save_weights(network, folder / "weights.safetensors", {"network": "fpn-mobilenetv2", "size": SIZE})
+    return Trained.open(folder)
+
+
+def trained_classifier(folder: Path, name: str) -> Trained:
+    facts = {"network": name, "size": SMALL[name], "labels": LABELS, "shown": "lungs", "margin": 0.05}
+    save_weights(awake_classifier(name, SMALL[name]), folder / "weights.safetensors", facts)
+    return Trained.open(folder)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_segmenter(tmp_path_factory.mktemp("segmenter"))
+
+
+@pytest.fixture(scope="module", params=["resnet50", "coatnet0"])
+def bundle(request: pytest.FixtureRequest, segmenter: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    root = tmp_path_factory.mktemp("export")
+    classifier = trained_classifier(root / "run", request.param)
+    return export_bundle(
+        [segmenter], classifier, root / "bundle", films=films(), name="test", version="1.2.3",
+        papers={"DATA_CARD.md": "# Data\n"},
+    )  # fmt: skip
+
+
+def test_a_bundle_says_what_it_is(bundle: Bundle) -> None:
+    assert (bundle.name, bundle.version) == ("test", "1.2.3")
+    assert set(bundle.files) == {"segmenter.onnx", "classifier.onnx", "DATA_CARD.md"}
+    assert bundle.classifier is not None
+    assert bundle.classifier.labels == tuple(LABELS)
+    np.testing.assert_allclose(bundle.classifier.bias, np.linspace(-0.5, 0.8, 3), atol=1e-6)
+    view = bundle.classifier.view
+    assert (view.input, view.crop, view.margin, view.size) == ("lungs", True, 0.05, SIZE)
+    assert [run["network"] for run in bundle.manifest["training"]["runs"]] == [
+        "fpn-mobilenetv2", bundle.classifier.weights.network,
+    ]  # fmt: skip
+    assert sorted(path.name for path in bundle.root.parent.iterdir()) == ["bundle", "run"], "no scratch is left"
+
+
+def test_parity_is_measured_and_kept(bundle: Bundle) -> None:
+    parity = bundle.manifest["parity"]
+    assert parity["films"] == 4
+    for file, outputs in (("segmenter.onnx", ["probability"]), ("classifier.onnx", ["logits", "cam"])):
+        for name in outputs:
+            assert 0 <= parity[file][f"{name}_f32"] < 0.1
+            assert parity[file][f"{name}_stored"] > 0, "f16 rounds something"
+
+
+def test_weights_are_stored_in_half_the_bytes(bundle: Bundle) -> None:
+    for weights in bundle.weights:
+        tensors = onnx.load(weights.path).graph.initializer
+        large = [tensor for tensor in tensors if np.prod(tensor.dims) >= 256 and tensor.data_type != TensorProto.INT64]
+        assert large and all(tensor.data_type == TensorProto.FLOAT16 for tensor in large)
+
+
+def test_an_analyzer_runs_on_it(bundle: Bundle) -> None:
+    report = Analyzer(bundle, device="cpu").analyze(radiograph(draw()))
+    assert report.lungs.mask.any()
+    assert report.classification is not None
+    assert report.classification.probabilities.sum() == pytest.approx(1)
+    mean = report.classification.cam.mean((1, 2)) + report.classification.bias
+    np.testing.assert_allclose(mean, report.classification.logits, atol=2e-3 * np.ptp(report.classification.cam))
+
+
+def test_a_bundle_can_be_amended_and_a_tampered_one_is_refused(bundle: Bundle) -> None:
+    amended = amend_bundle(bundle, temperature=1.5, abstain_below=0.6, files={"metrics.json": "{}\n"})
+    assert amended.classifier is not None
+    assert (amended.classifier.temperature, amended.classifier.abstain_below) == (1.5, 0.6)
+    assert "metrics.json" in Bundle.load(bundle.root).files
+    (bundle.root / "metrics.json").write_text('{"accuracy": 1}\n')
+    with pytest.raises(BundleError, match="altered"):
+        Bundle.load(bundle.root)
+    amend_bundle(amended, files={"metrics.json": "{}\n"})
+
+
+def test_a_segmenter_alone_is_a_bundle_and_replaces_one(segmenter: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for version in ("1", "2"):
+        bundle = export_bundle([segmenter], None, out, films=films(), name="test", version=version)
+    assert (bundle.version, bundle.classifier) == ("2", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(BundleError, match="no classifier"):
+        amend_bundle(bundle, temperature=2.0)
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(segmenter: Trained, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(BundleError, match="is no bundle"):
+        export_bundle([segmenter], None, tmp_path, films=films(), name="test", version="1")
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="finished training run"):
+        Trained.open(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, where: str) -> None:
+    graph = Dark()
+    with torch.no_grad():
+        getattr(graph.conv, where).view(-1)[0] = float("nan")
+    with pytest.raises(BundleError):
+        export_graph(graph, tmp_path / "x.onnx", films(), ["probability"])
+
+
+def test_weights_too_large_for_f16_are_refused(tmp_path: Path) -> None:
+    graph = Dark()
+    with torch.no_grad():
+        graph.conv.weight[0, 0, 0, 0] = 1e6
+    to_onnx(graph, SIZE, tmp_path / "x.onnx", ["probability"])
+    with pytest.raises(BundleError, match="too large for f16"):
+        store_as_f16(tmp_path / "x.onnx")
+
+
+def test_the_gate_stops_weights_that_f16_changes(tmp_path: Path) -> None:
+    """A difference of two large weights is lost in f16."""
+    graph = Dark()
+    with torch.no_grad():
+        graph.conv.weight.fill_(0)
+        graph.conv.weight[0, 0, 8, 8] = 2048.9
+        graph.conv.weight[0, 0, 8, 7] = -2048.1
+        graph.conv.bias.fill_(0)
+    flat = np.full((2, 1, SIZE, SIZE), 0.9, np.float32)
+    with pytest.raises(BundleError, match=f"f16 weights change probability by .* the gate is {STORED_TOLERANCE}"):
+        export_graph(graph, tmp_path / "x.onnx", flat, ["probability"])
+
+
+def test_a_sound_graph_passes(tmp_path: Path) -> None:
+    differences = export_graph(Dark(), tmp_path / "x.onnx", films(), ["probability"])
+    assert differences["probability_f32"] <= TOLERANCE
+    assert json.dumps(differences)
