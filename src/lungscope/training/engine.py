@@ -76,8 +76,16 @@ class Task(lightning.LightningModule):
     def loss(self, output: Tensor, target: Any) -> Tensor:
         """Mean loss of a batch."""
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 100_003 + self.phase.size * 1_009 + self.current_epoch)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed an epoch's draws at its first batch.
+
+        Not at the epoch's start: Lightning makes the loader's iterator, which draws a number, before that hook in the
+        first epoch and where it resumes, after it in the others. That number is drawn here again.
+        """
+        if batch_idx == 0:
+            torch.manual_seed(self.seed * 100_003 + self.phase.size * 1_009 + self.current_epoch)
+            if self.current_epoch:
+                torch.empty((), dtype=torch.int64).random_()
 
     def forward_network(self, x: Tensor) -> Tensor:
         output: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
@@ -281,9 +289,13 @@ class Run:
             deterministic="warn",
         )
         last = folder / "last.ckpt"
+        train = self._loader(self.train, phase)
+        if last.exists() and isinstance(train.sampler, EpochSampler):
+            # Lightning fetches the first batch of a resumed epoch before it tells the sampler which epoch that is.
+            train.sampler.set_epoch(torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
         trainer.fit(
             task,
-            self._loader(self.train, phase),
+            train,
             self._loader(self.val, None),
             ckpt_path=str(last) if last.exists() else None,
             weights_only=True,

@@ -1,0 +1,261 @@
+"""A run survives a kill, measures itself with batch-norm statistics that fit, and never mixes two runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import DataError, RecipeError
+from lungscope.training.engine import Hardware, save_weights
+from lungscope.training.networks import build_segmenter
+from lungscope.training.recipe import Augment, Phase, load_recipe
+from lungscope.training.segmenter import train_segmenter
+from programs import environment
+
+CPU = Hardware(accelerator="cpu", precision="32-true")
+
+RECIPE = """
+kind = "segmenter"
+reason = "For tests."
+network = "fpn-mobilenetv2"
+phases = [{ size = 64, epochs = 3, lr = 2e-3, films = 32 }]
+batch = 8
+optimizer = "adamw"
+weight_decay = 0.01
+loss = "bce+dice"
+schedule = { name = "one-cycle", warmup = 0.3 }
+best = { monitor = "val_loss", mode = "min" }
+balance = "even"
+batch_norm_batches = 2
+
+[augment]
+rotation = 5.0
+noise = 0.01
+opacity = 0.5
+"""
+STEPS, EPOCHS = 4, 3
+
+#: Trains as the command does; with a step given, the process gets SIGKILL when it has done so many of them.
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.training.engine import Hardware
+from lungscope.training.recipe import load_recipe
+from lungscope.training.segmenter import SegmenterTask, train_segmenter
+
+store, split, recipe, out, last_step = sys.argv[1:]
+step, done = SegmenterTask.training_step, 0
+
+def counted(self, batch, index):
+    global done
+    if done == int(last_step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    done += 1
+    return step(self, batch, index)
+
+SegmenterTask.training_step = counted
+train_segmenter(
+    load_recipe(recipe), [(Store.open(Path(store)), Split.read(Path(split)))], Path(out), seed=1,
+    hardware=Hardware(accelerator="cpu", precision="32-true"),
+)
+print(done)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(drawn: tuple[Store, Split], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    train_segmenter(load_recipe(str(recipe)), [drawn], folder, seed=1, hardware=CPU)
+    return folder
+
+
+def epochs_logged(folder: Path) -> list[int]:
+    lines = (folder / "phase-1" / "csv" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("epoch")
+    return sorted({int(value) for line in lines[1:] if (value := line.split(",")[column])})
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(
+    drawn: tuple[Store, Split], recipe: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    store, split = drawn
+    split.write(tmp_path / "split.csv", {})
+    folder = tmp_path / "run"
+
+    def train(last_step: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", SCRIPT, store.root, tmp_path / "split.csv", recipe, folder, last_step]
+        return subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, env=environment(), timeout=300, check=False
+        )
+
+    killed = train(STEPS + 2)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (folder / "phase-1" / "last.ckpt").exists()
+    assert not (folder / "weights.safetensors").exists()
+
+    resumed = train(-1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert int(resumed.stdout.split()[-1]) == (EPOCHS - 1) * STEPS, "the first epoch was done and is not done again"
+
+    # On one machine the two are equal but for the order in which threads add up, which f32 rounding lets through.
+    expected, found = (load_file(root / "weights.safetensors") for root in (unbroken, folder))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    facts = [json.loads((root / "weights.json").read_text()) for root in (unbroken, folder)]
+    assert facts[0]["epoch"] == facts[1]["epoch"]
+    assert facts[0]["metrics"]["val_loss"] == pytest.approx(facts[1]["metrics"]["val_loss"], rel=1e-3)
+
+    again = train(0)
+    assert again.returncode == 0, again.stderr
+    assert int(again.stdout.split()[-1]) == 0, "a finished run is not trained again"
+
+
+def test_a_run_leaves_tensors_and_json(unbroken: Path) -> None:
+    state = load_file(unbroken / "weights.safetensors")
+    network = build_segmenter("fpn-mobilenetv2")
+    network.load_state_dict(state)
+    facts = json.loads((unbroken / "weights.json").read_text())
+    assert facts["network"] == "fpn-mobilenetv2"
+    assert facts["stores"] == ["drawn"]
+    assert facts["films"] == {"train": 72, "val": 12}
+    assert (facts["size"], facts["seed"], facts["precision"]) == (64, 1, "32-true")
+    assert facts["recipe"]["batch"] == 8
+    assert {"val_loss", "val_dice", "val_dice_drawn", "train_loss"} <= set(facts["metrics"])
+    assert epochs_logged(unbroken) == [0, 1, 2]
+    assert list((unbroken / "phase-1" / "tensorboard").glob("events*"))
+    assert not list(unbroken.rglob("*.part"))
+
+
+def test_what_a_run_resumes_from_holds_no_objects(unbroken: Path) -> None:
+    checkpoint = torch.load(unbroken / "phase-1" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == EPOCHS - 1
+    assert checkpoint["global_step"] == EPOCHS * STEPS
+    assert checkpoint["optimizer_states"][0]["state"]
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(unbroken: Path) -> None:
+    lines = (unbroken / "phase-1" / "csv" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val_loss")
+    losses = [float(value) for line in lines[1:] if (value := line.split(",")[column])]
+    assert len(losses) == EPOCHS
+    facts = json.loads((unbroken / "weights.json").read_text())
+    assert facts["epoch"] == losses.index(min(losses))
+    assert facts["metrics"]["val_loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(("change", "seed", "named"), [({"batch": 4}, 1, "recipe"), ({}, 2, "seed")])
+def test_a_folder_of_another_run_is_refused(
+    drawn: tuple[Store, Split], recipe: Path, unbroken: Path, change: dict[str, int], seed: int, named: str
+) -> None:
+    before = (unbroken / "run.json").read_bytes()
+    other = replace(load_recipe(str(recipe)), **change)
+    with pytest.raises(RecipeError, match=f"differs in {named}"):
+        train_segmenter(other, [drawn], unbroken, seed=seed, hardware=CPU)
+    assert (unbroken / "run.json").read_bytes() == before
+
+
+def test_a_run_from_other_initial_weights_is_another_run(
+    drawn: tuple[Store, Split], recipe: Path, unbroken: Path
+) -> None:
+    initial = unbroken / "weights.safetensors"
+    with pytest.raises(RecipeError, match="differs in initial"):
+        train_segmenter(load_recipe(str(recipe)), [drawn], unbroken, seed=1, hardware=CPU, initial=initial)
+
+
+def test_a_classifiers_recipe_trains_no_segmenter(drawn: tuple[Store, Split], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="segmenter's recipe"):
+        train_segmenter(load_recipe("classifier-paper"), [drawn], tmp_path, seed=0, hardware=CPU)
+
+
+def test_films_of_both_parts_are_needed(drawn: tuple[Store, Split], recipe: Path, tmp_path: Path) -> None:
+    store, split = drawn
+    rows = tuple(replace(row, part="train") for row in split.rows)
+    with pytest.raises(DataError, match="0 validation films"):
+        train_segmenter(load_recipe(str(recipe)), [(store, Split(rows))], tmp_path, seed=0, hardware=CPU)
+
+
+def test_a_phase_starts_from_the_best_weights_of_the_one_before(
+    drawn: tuple[Store, Split], recipe: Path, tmp_path: Path
+) -> None:
+    """The second phase learns at rate zero, so what it ends with is what it was given."""
+    base = load_recipe(str(recipe))
+    two = replace(
+        base,
+        phases=(Phase(64, 2, 2e-3, 16), Phase(96, 1, 0.0, 8)),
+        schedule=replace(base.schedule, name="plateau"),
+        augment=Augment(),
+    )
+    train_segmenter(two, [drawn], tmp_path / "run", seed=0, hardware=CPU)
+    first, second, final = (
+        load_file(tmp_path / "run" / part / "weights.safetensors") for part in ("phase-1", "phase-2", "")
+    )
+    learned = dict(build_segmenter("fpn-mobilenetv2").named_parameters()).keys()
+    assert all(torch.equal(first[name], second[name]) for name in learned)
+    assert all(torch.equal(second[name], final[name]) for name in second)
+    assert json.loads((tmp_path / "run" / "weights.json").read_text())["size"] == 96
+
+    frozen = replace(two, phases=(Phase(64, 1, 0.0, 8),))
+    initial = tmp_path / "run" / "weights.safetensors"
+    train_segmenter(frozen, [drawn], tmp_path / "next", seed=5, hardware=CPU, initial=initial)
+    started = load_file(tmp_path / "next" / "weights.safetensors")
+    assert all(torch.equal(started[name], final[name]) for name in learned)
+
+
+@pytest.mark.slow
+def test_stale_batch_norm_breaks_validation_and_a_refresh_mends_it(
+    drawn: tuple[Store, Split], recipe: Path, tmp_path: Path
+) -> None:
+    """One epoch moves the weights further than running averages with EfficientNet's momentum can follow."""
+    momenta = {m.momentum for m in build_segmenter("fpn-efficientnetb2").modules() if isinstance(m, nn.BatchNorm2d)}
+    assert 0.01 in momenta
+    base = replace(
+        load_recipe(str(recipe)), network="fpn-efficientnetb2", phases=(Phase(64, 1, 2e-3, 256),), augment=Augment()
+    )
+    dice, weights = {}, {}
+    for batches in (0, 8):
+        folder = tmp_path / str(batches)
+        path = train_segmenter(replace(base, batch_norm_batches=batches), [drawn], folder, seed=0, hardware=CPU)
+        dice[batches] = json.loads(path.with_suffix(".json").read_text())["metrics"]["val_dice"]
+        weights[batches] = load_file(path)
+    learned = dict(build_segmenter("fpn-efficientnetb2").named_parameters()).keys()
+    for name in learned:
+        torch.testing.assert_close(weights[0][name], weights[8][name], rtol=1e-3, atol=1e-4)
+    assert dice[8] > 0.8, dice
+    assert dice[0] < dice[8] - 0.3, dice
+
+
+def test_weights_appear_whole_with_their_facts(tmp_path: Path) -> None:
+    network = nn.Conv2d(1, 1, 3).to(memory_format=torch.channels_last)
+    save_weights(network, tmp_path / "deep" / "weights.safetensors", {"epoch": 3})
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["weights.json", "weights.safetensors"]
+    assert torch.equal(load_file(tmp_path / "deep" / "weights.safetensors")["weight"], network.weight)
+
+
+def test_auto_precision_is_one_that_lightning_knows() -> None:
+    assert Hardware().lightning_precision() in ("32-true", "bf16-mixed")
+    assert Hardware(precision="64-true").lightning_precision() == "64-true"
