@@ -177,6 +177,11 @@ def score_classifier(
     found = predict(analyzer, store, split, part, progress)
     spec = analyzer.bundle.classifier
     assert spec is not None
+    if not found.ids:
+        raise DataError(
+            f"{store.name}: none of {len(found.failed)} films of part {part!r} could be analysed; the first one: "
+            f"{found.failed[0]['message']}"
+        )
     probabilities = softmax(found.logits, spec.temperature)
     scores = metrics.score_classification(found.truth, probabilities, found.labels)
     predicted, k = probabilities.argmax(1), len(found.labels)
@@ -236,6 +241,8 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
 
     def keep(n: int, report: Report) -> dict[str, Any]:
         drawn = truth(rows[n]["image"], report.film.shape)
+        if "lungs" not in drawn:
+            raise DataError(f"{folder}: {rows[n]['image']} has no drawn lungs; put them in {folder / 'lungs'}")
         disease = np.zeros(report.film.shape, np.bool_)
         for kind in findings:
             disease |= drawn.get(kind, False)

@@ -1,0 +1,221 @@
+"""Scores of a small real bundle over films on disk: files in, numbers out, and nothing skipped in silence."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from films import LUNG, draw, save
+from lungscope.data.split import Row, Split
+from lungscope.data.store import Record, Store, write_records
+from lungscope.errors import DataError
+from lungscope.evaluation.scoring import (
+    ZONES,
+    analyze_each,
+    on_grid,
+    predict,
+    read_mask,
+    score_classifier,
+    score_lesions,
+    score_segmenter,
+    score_severity,
+)
+from lungscope.pipeline import Analyzer
+from lungscope.report import Failure
+
+SHAPE = (320, 288)
+OPACITIES = ((0.35, 0.28, 0.09), (0.6, 0.72, 0.09))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[Store, Split]:
+    """Four films with their true lungs, one of which is not an image at all; two belong to one group."""
+    origin = tmp_path / "films"
+    names = ["a", "b", "c", "broken"]
+    for name in names:
+        film = draw(*SHAPE, opacities=OPACITIES if name == "b" else ())
+        save(origin / f"{name}.png", film)
+        save(origin / f"{name}-lungs.png", (draw(*SHAPE) == np.float32(LUNG)).astype(np.float32))
+    (origin / "broken.png").write_text("not an image")
+    root = tmp_path / "store"
+    root.mkdir()
+    for array in ("images", "masks"):
+        np.save(root / f"{array}.npy", np.zeros((len(names), 64, 64), np.uint8))
+    records = [
+        Record(name, f"{name}.png", "COVID-19" if name == "b" else "Normal", f"{name}-lungs.png", "",
+               hashlib.sha256(name.encode()).hexdigest(), *SHAPE)
+        for name in names
+    ]  # fmt: skip
+    write_records(root / "records.csv", records)
+    facts = {"schema_version": "1", "name": "films", "size": 64, "origin": str(origin)}
+    (root / "store.json").write_text(json.dumps(facts))
+    rows = tuple(Row("films", r.id, r.sha256, r.label, "ac" if r.id in "ac" else r.id, "test") for r in records)
+    return Store.open(root), Split(rows)
+
+
+def table(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# Masks and grids --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_is_brought_to_another_grid_over_the_same_film() -> None:
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 4:] = True
+    assert on_grid(mask, (8, 8)) is mask
+    assert np.array_equal(on_grid(mask, (16, 16)), np.kron(mask, np.ones((2, 2), bool)))
+    assert np.array_equal(on_grid(mask, (4, 4)), mask[::2, ::2])
+
+
+def test_an_oblong_mask_stays_in_place() -> None:
+    mask = np.zeros((6, 4), bool)
+    mask[1:3, :2] = True
+    assert np.array_equal(on_grid(mask, (12, 8)), np.kron(mask, np.ones((2, 2), bool)))
+    assert np.array_equal(on_grid(mask.T, (8, 12)), np.kron(mask.T, np.ones((2, 2), bool)))
+
+
+def test_a_mask_of_another_film_is_refused() -> None:
+    with pytest.raises(DataError, match="6x4 does not lie on a film of 12x9"):
+        on_grid(np.zeros((6, 4), bool), (12, 9))
+
+
+def test_a_mask_file_is_cut_in_the_middle_of_its_range(tmp_path: Path) -> None:
+    grey = np.tile(np.float32([0, 127 / 255, 128 / 255, 1]), (64, 16))
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", grey)), grey > 0.5)
+
+
+def test_every_film_is_reported_in_order(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    films, _ = store
+    seen: list[tuple[int, int]] = []
+    results = analyze_each(
+        analyzer, [films.path_of(r) for r in films.records], lambda i, report: i, lambda *step: seen.append(step)
+    )
+    assert results[:3] == [0, 1, 2]
+    assert isinstance(results[3], Failure)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# Segmenter and classifier -----------------------------------------------------------------------------------------------
+
+
+def test_a_failed_film_counts_as_no_lungs(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    result = score_segmenter(analyzer, *store, "test")
+    rows = {row["id"]: row for row in result["per_film"]}
+    assert (result["films"], result["failed"]) == (4, 1)
+    assert rows["broken"]["dice"] == 0 and rows["broken"]["failure"]
+    good = [rows[name]["dice"] for name in "abc"]
+    assert min(good) > 0.85
+    assert rows["a"]["iou"] == pytest.approx(rows["a"]["dice"] / (2 - rows["a"]["dice"]))
+    assert result["scores"]["dice"]["mean"] == pytest.approx(sum(good) / 4)
+    assert result["scores"]["dice"]["minimum"] == 0
+    low, high = result["scores"]["dice"]["interval"]
+    assert low < result["scores"]["dice"]["mean"] < high
+    assert [row["id"] for row in result["worst"]] == ["broken"]
+
+
+def test_a_part_without_masks_is_refused(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    with pytest.raises(DataError, match="no film of part 'val' has a lung mask"):
+        score_segmenter(analyzer, *store, "val")
+
+
+def test_a_failed_film_counts_as_a_wrong_class(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    found = predict(analyzer, *store, "test")
+    assert found.ids == ["a", "b", "c"] and found.groups == ["ac", "b", "ac"]
+    assert [row["id"] for row in found.failed] == ["broken"]
+    result = score_classifier(analyzer, *store, "test")
+    called = {row["id"]: row["predicted"] for row in result["per_film"]}
+    right = sum(called[name] == ("COVID-19" if name == "b" else "Normal") for name in "abc")
+    assert result["accuracy"] == pytest.approx(right / 3)
+    assert result["accuracy_all"] == pytest.approx(right / 4)
+    assert result["films"] == 3 and result["input"] == "lungs"
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_label_that_the_bundle_does_not_know_is_refused(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    films, split = store
+    records = tuple(type(r)(**{**vars(r), "label": "Fracture"}) for r in films.records)
+    other = Store(films.root, films.name, films.origin, films.size, records, films.images, films.masks)
+    with pytest.raises(DataError, match="Fracture"):
+        predict(analyzer, other, split, "test")
+
+
+def test_a_part_of_which_no_film_could_be_analysed_is_refused(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    films, split = store
+    for record in films.records:
+        films.path_of(record).write_text("not an image")
+    with pytest.raises(DataError, match=r"none of 4 films.*could be analysed"):
+        score_classifier(analyzer, films, split, "test")
+
+
+# Lesions and severity ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lesions(tmp_path: Path) -> Path:
+    root = tmp_path / "lesions"
+    rows: list[dict[str, object]] = []
+    lungs = draw(*SHAPE) == np.float32(LUNG)
+    for name, opacities in (("healthy", ()), ("ill", OPACITIES), ("broken", OPACITIES)):
+        film = draw(*SHAPE, opacities=opacities)
+        save(root / "images" / f"{name}.png", film)
+        save(root / "lungs" / f"{name}.png", lungs.astype(np.float32))
+        if opacities:
+            save(root / "consolidation" / f"{name}.png", ((film != LUNG) & lungs).astype(np.float32))
+        rows.append({"image": f"{name}.png", "patient": name})
+    (root / "images" / "broken.png").write_text("not an image")
+    table(root / "index.csv", rows)
+    return root
+
+
+def test_lesions_are_looked_for_inside_the_found_lungs(analyzer: Analyzer, lesions: Path) -> None:
+    result = score_lesions(analyzer, lesions)
+    films = {row["id"]: row for row in result["per_film"]}
+    assert (result["films"], result["failed"]) == (3, 1)
+    assert np.isnan(films["healthy.png"]["coverage"]), "no disease is drawn"
+    assert films["ill.png"]["coverage"] > 0.8
+    assert films["ill.png"]["precision"] > 0.9
+    assert 0 < films["ill.png"]["disease_share"] < 0.5
+    assert films["broken.png"]["coverage"] == 0
+    assert result["scores"]["coverage"]["defined"] == 2
+    assert result["scores"]["coverage"]["mean"] == pytest.approx(films["ill.png"]["coverage"] / 2)
+    assert "saliency_on_disease" in result["scores"]
+
+
+def test_a_film_without_drawn_lungs_is_named(analyzer: Analyzer, lesions: Path) -> None:
+    (lesions / "lungs" / "ill.png").unlink()
+    with pytest.raises(DataError, match=r"ill\.png has no drawn lungs"):
+        score_lesions(analyzer, lesions)
+
+
+def test_severity_is_compared_with_two_readers(analyzer: Analyzer, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = []
+    for n, radius in enumerate((0.0, 0.06, 0.1, 0.13)):
+        save(tmp_path / "images" / f"{n}.png", draw(*SHAPE, opacities=((0.5, 0.28, radius),) if n else ()))
+        scores = {f"{reader}-{zone}": n if zone in "AB" else 0 for reader in "SJ" for zone in ZONES}
+        scores |= {"S-Global": 2 * n, "J-Global": 2 * n}
+        rows.append({"image": f"{n}.png", "patient": "" if n else "p0", **scores})
+    rows.append({**rows[0], "image": "missing.png"})
+    table(tmp_path / "brixia.csv", rows)
+    result = score_severity(analyzer, tmp_path)
+    assert result["films"] == 5
+    assert [row["id"] for row in result["failed"]] == ["missing.png"]
+    assert result["global"]["senior_junior"]["spearman"] == pytest.approx(1)
+    assert result["global"]["ours_senior"]["spearman"] > 0.7
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_folder_without_its_table_is_refused(analyzer: Analyzer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"index\.csv"):
+        score_lesions(analyzer, tmp_path)
+    table(tmp_path / "brixia.csv", [{"image": "a.png", "patient": "p"}])
+    with pytest.raises(DataError, match=r"columns J-A.* are missing"):
+        score_severity(analyzer, tmp_path)
