@@ -232,11 +232,11 @@ class Run:
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = json.loads(json.dumps({"recipe": as_table(self.recipe), "seed": self.seed, **self.facts}))
-        if self.initial is not None:
-            mine["initial"] = sha256_of(self.initial)
+        mine["initial"] = None if self.initial is None else sha256_of(self.initial)
         claim = self.folder / "run.json"
         if claim.exists():
-            theirs = json.loads(claim.read_text())
+            # A claim may say nothing about the initial weights; then any are taken for the same.
+            theirs = {"initial": mine["initial"], **json.loads(claim.read_text())}
             differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
             if differ:
                 raise RecipeError(
