@@ -65,7 +65,7 @@ def table(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-# Masks and grids --------------------------------------------------------------------------------------------------------
+# Masks and grids -----------------------------------------------------------------------------------------------------
 
 
 def test_a_mask_is_brought_to_another_grid_over_the_same_film() -> None:
@@ -104,7 +104,7 @@ def test_every_film_is_reported_in_order(analyzer: Analyzer, store: tuple[Store,
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-# Segmenter and classifier -----------------------------------------------------------------------------------------------
+# Segmenter and classifier --------------------------------------------------------------------------------------------
 
 
 def test_a_failed_film_counts_as_no_lungs(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
@@ -156,7 +156,7 @@ def test_a_part_of_which_no_film_could_be_analysed_is_refused(analyzer: Analyzer
         score_classifier(analyzer, films, split, "test")
 
 
-# Lesions and severity ---------------------------------------------------------------------------------------------------
+# Lesions and severity ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
