@@ -89,3 +89,17 @@ def test_no_torch_where_films_are_analysed() -> None:
         "print(sorted({'torch', 'lightning', 'timm', 'scipy'} & set(sys.modules)))\n"
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_nothing_is_sent_anywhere() -> None:
+    done = python(
+        "import socket, sys\n"
+        "def refuse(*args):\n    raise SystemExit(f'connects to {args[1:]}')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+        "import lungscope\n"
+        "from pydicom.data import get_testdata_file\n"
+        "lungscope.Analyzer().analyze(get_testdata_file('RG1_UNCR.dcm'))\n"
+        "print('quiet')\n"
+    )
+    assert done.stdout.strip() == "quiet", done.stderr

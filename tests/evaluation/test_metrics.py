@@ -116,7 +116,7 @@ def test_properties_of_mask_scores(pair: tuple[np.ndarray, np.ndarray]) -> None:
 @given(pairs_of_masks)
 @settings(max_examples=100, deadline=None)
 def test_hausdorff_equals_brute_force(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    np.testing.assert_allclose(metrics.hd95(*pair), slow_hd95(*pair))
+    np.testing.assert_allclose(metrics.hd95(*pair), slow_hd95(*pair), rtol=1e-6)
 
 
 def test_hausdorff_of_a_shift_and_in_millimetres() -> None:
@@ -124,8 +124,7 @@ def test_hausdorff_of_a_shift_and_in_millimetres() -> None:
     p[5:15, 5:15] = True
     t[5:15, 12:22] = True
     assert metrics.hd95(p, t) == 7
-    assert metrics.hd95(p, t, spacing=(0.1, 0.2)) == pytest.approx(1.4)
-    assert metrics.hd95(p.T.copy(), t.T.copy(), spacing=(0.1, 0.2)) == pytest.approx(0.7)
+    assert metrics.hd95(p, t, spacing=0.2) == pytest.approx(1.4)
 
 
 def test_masks_against_monai() -> None:

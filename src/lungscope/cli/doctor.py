@@ -24,7 +24,7 @@ from lungscope.errors import EXIT_STATUS, LungscopeError, status_of
 
 app = typer.Typer(add_completion=False)
 
-BASE = ("numpy", "scipy", "opencv-python-headless", "pillow", "pydicom", "openvino", "typer", "rich")
+BASE = ("numpy", "opencv-python-headless", "pillow", "pydicom", "openvino", "typer", "rich")
 #: A module that each extra brings; looked for, not imported.
 EXTRAS = {
     "train": "torch",

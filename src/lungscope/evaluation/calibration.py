@@ -38,20 +38,18 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     The likelihood is convex in 1/temperature, hence has one minimum over the logarithm of the temperature.
     Raises ValueError without films or with logits that are not finite.
     """
-    from scipy.optimize import minimize_scalar
-
     scores, classes = np.asarray(logits, np.float64), np.asarray(truth)
     if scores.ndim != 2 or not scores.size or len(scores) != len(classes) or not np.isfinite(scores).all():
         raise ValueError(
             f"a temperature needs finite logits [N, K] and classes [N]; got shapes {scores.shape} and {classes.shape}"
         )
-    found = minimize_scalar(
-        lambda x: negative_log_likelihood(scores, classes, math.exp(x)),
-        bounds=(math.log(BOUNDS[0]), math.log(BOUNDS[1])),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return float(math.exp(found.x))
+    low, high = math.log(BOUNDS[0]), math.log(BOUNDS[1])
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-7:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        nll = [negative_log_likelihood(scores, classes, math.exp(x)) for x in (left, right)]
+        low, high = (low, right) if nll[0] < nll[1] else (left, high)
+    return math.exp((low + high) / 2)
 
 
 def abstention_threshold(probabilities: ArrayLike, truth: ArrayLike, accuracy: float) -> float:

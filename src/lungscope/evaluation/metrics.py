@@ -1,4 +1,4 @@
-"""What a segmentation or a classification is worth. NumPy only.
+"""What a segmentation or a classification is worth. NumPy and OpenCV only.
 
 An undefined value is NaN, never 0 or 1, and `summarise` says how many were defined (MONAI's `get_not_nans`).
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -28,6 +29,9 @@ Mask = NDArray[np.bool_]
 
 #: Number of equal-width confidence bins of `ece` and `reliability` (Guo et al. 2017, section 4).
 ECE_BINS = 15
+
+#: A pixel and its four neighbours.
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 # Segmentation ---------------------------------------------------------------------------------------------------------
@@ -67,16 +71,16 @@ def precision(predicted: Mask, truth: Mask) -> Floats:
     return coverage(truth, predicted)
 
 
-def hd95(predicted: Mask, truth: Mask, *, spacing: tuple[float, float] = (1.0, 1.0)) -> Floats:
+def hd95(predicted: Mask, truth: Mask, *, spacing: float = 1.0) -> Floats:
     """Symmetric 95 % Hausdorff distance of the masks' surfaces, f64 [N], in pixels or the unit of `spacing`.
 
-    spacing: distance of pixel centres (row, column). The surface of a mask is its pixels that have a 4-neighbour
-    outside it; beyond the image counts as outside. The value is the larger of the two directed 95th percentiles (linear
-    interpolation), as in MONAI's `compute_hausdorff_distance`; it is not the percentile of both directions pooled.
-    NaN where either mask is empty.
+    spacing: distance of pixel centres, the same in both directions. The surface of a mask is its pixels that have a
+    4-neighbour outside it; beyond the image counts as outside. The value is the larger of the two directed 95th
+    percentiles (linear interpolation), as in MONAI's `compute_hausdorff_distance`; it is not the percentile of both
+    directions pooled. NaN where either mask is empty.
     """
     pairs = zip(_stack(predicted), _stack(truth), strict=True)
-    return np.array([_hd95(p, t, spacing) for p, t in pairs], np.float64)
+    return np.array([spacing * _hd95(p, t) for p, t in pairs], np.float64)
 
 
 def score_masks(predicted: Mask, truth: Mask) -> dict[str, Floats]:
@@ -85,18 +89,16 @@ def score_masks(predicted: Mask, truth: Mask) -> dict[str, Floats]:
     return {score.__name__: score(predicted, truth) for score in scores}
 
 
-def _hd95(p: Mask, t: Mask, spacing: tuple[float, float]) -> float:
-    from scipy import ndimage
-
+def _hd95(p: Mask, t: Mask) -> float:
     if not p.any() or not t.any():
         return math.nan
     either = p | t
     rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    padded = (np.pad(p[window], 1), np.pad(t[window], 1))
-    surfaces = [mask & ~np.asarray(ndimage.binary_erosion(mask), np.bool_) for mask in padded]
+    padded = [np.pad(mask[window], 1).astype(np.uint8) for mask in (p, t)]
+    surfaces = [mask & ~cv2.erode(mask, _CROSS) for mask in padded]
     directed = [
-        np.percentile(ndimage.distance_transform_edt(~there, sampling=spacing)[here], 95)
+        np.percentile(cv2.distanceTransform(1 - there, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[here > 0], 95)
         for here, there in (surfaces, reversed(surfaces))
     ]
     return float(max(directed))
