@@ -96,7 +96,7 @@ def _hd95(p: Mask, t: Mask) -> float:
     rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     padded = [np.pad(mask[window], 1).astype(np.uint8) for mask in (p, t)]
-    surfaces = [mask & ~cv2.erode(mask, _CROSS) for mask in padded]
+    surfaces = [cv2.subtract(mask, cv2.erode(mask, _CROSS)) for mask in padded]
     directed = [
         np.percentile(cv2.distanceTransform(1 - there, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[here > 0], 95)
         for here, there in (surfaces, reversed(surfaces))
