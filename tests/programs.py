@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
 def python(code: str) -> subprocess.CompletedProcess[str]:
     """Run a piece of Python in a fresh process."""
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=600, check=False
     )
 
 
@@ -31,6 +31,6 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=120,
+        timeout=600,
         check=False,
     )

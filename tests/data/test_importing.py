@@ -422,13 +422,14 @@ def test_sigkill_at_random_moments_is_resumed(zipped: Path, tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     rng = random.Random(5)
     kills = 0
-    for _ in range(40):
+    for attempt in range(40):
         process = subprocess.Popen(command, env=environment)
         limit = time.monotonic() + 60
         while process.poll() is None and not (tmp_path / "begun").exists() and time.monotonic() < limit:
             time.sleep(0.01)
         (tmp_path / "begun").unlink(missing_ok=True)
-        time.sleep(rng.uniform(0, 0.2))
+        # Ever later, so that a slow machine gets done too.
+        time.sleep(rng.uniform(0, 0.2 + 0.2 * attempt))
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
