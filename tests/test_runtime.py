@@ -46,8 +46,9 @@ def test_results_are_not_overwritten_by_the_next_call(graph: Path) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
-def test_threads_do_not_mix_their_films(graph: Path) -> None:
-    network = Runtime("cpu").compile(graph, batch=1)
+@pytest.mark.parametrize("streams", [None, 2])
+def test_threads_do_not_mix_their_films(graph: Path, streams: int | None) -> None:
+    network = Runtime("cpu", streams=streams).compile(graph, batch=1)
 
     def error(grey: float) -> float:
         image = np.full((1, 1, SIZE, SIZE), grey, np.float32)

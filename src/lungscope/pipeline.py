@@ -28,7 +28,7 @@ from lungscope.stages.severity import grade
 class Analyzer:
     """A weights bundle made ready on a device. Safe to use from several threads.
 
-    bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, threads: see
+    bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, streams: see
     `runtime.Runtime`. Raises BundleError or UsageError when they can not be used.
     """
 
@@ -38,10 +38,10 @@ class Analyzer:
         *,
         device: str = "auto",
         precision: str = "f32",
-        threads: int | None = None,
+        streams: int | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
-        self._runtime = runtime.Runtime(device, precision, threads=threads)
+        self._runtime = runtime.Runtime(device, precision, streams=streams)
         self._segmenter = Segmenter(
             self.bundle.segmenter, [self._compile(member, "probability") for member in self.bundle.segmenter.members]
         )

@@ -43,11 +43,12 @@ class Runtime:
     """OpenVINO on one device.
 
     device: "auto" (a GPU if OpenVINO finds one, else the CPU) or a name out of `devices()`, in any case.
-    precision: one of `PRECISIONS`. threads: inference threads, None for OpenVINO's choice.
+    precision: one of `PRECISIONS`. streams: how many films are computed at once, each on its share of the cores, when
+    as many threads call; None for one at a time on all cores, which answers soonest.
     Raises UsageError for a device or a precision that does not exist.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "f32", *, threads: int | None = None) -> None:
+    def __init__(self, device: str = "auto", precision: str = "f32", *, streams: int | None = None) -> None:
         import openvino
 
         self._core = openvino.Core()
@@ -57,11 +58,9 @@ class Runtime:
             wanted = next((name for name in found if name.startswith("gpu")), "cpu")
         self.device = wanted.upper()
         self.precision = look_up(precision, PRECISIONS, what="Precision")
-        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}
         if self.precision != "auto":
             self._config["INFERENCE_PRECISION_HINT"] = self.precision
-        if threads is not None:
-            self._config["INFERENCE_NUM_THREADS"] = threads
 
     def compile(
         self, path: Path, *, outputs: tuple[str, ...] = (), batch: int | None = None, cache_key: str | None = None

@@ -17,7 +17,7 @@ from torch import nn
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
-from lungscope.training.engine import Hardware, save_weights
+from lungscope.training.engine import Hardware
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Phase, load_recipe
 from lungscope.training.segmenter import train_segmenter
@@ -247,13 +247,6 @@ def test_stale_batch_norm_breaks_validation_and_a_refresh_mends_it(
         torch.testing.assert_close(weights[0][name], weights[8][name], rtol=1e-3, atol=1e-4)
     assert dice[8] > 0.8, dice
     assert dice[0] < dice[8] - 0.3, dice
-
-
-def test_weights_appear_whole_with_their_facts(tmp_path: Path) -> None:
-    network = nn.Conv2d(1, 1, 3).to(memory_format=torch.channels_last)
-    save_weights(network, tmp_path / "deep" / "weights.safetensors", {"epoch": 3})
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["weights.json", "weights.safetensors"]
-    assert torch.equal(load_file(tmp_path / "deep" / "weights.safetensors")["weight"], network.weight)
 
 
 def test_auto_precision_is_one_that_lightning_knows() -> None:

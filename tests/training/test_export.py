@@ -16,7 +16,6 @@ from films import draw, radiograph
 from lungscope.bundle import Bundle
 from lungscope.errors import BundleError
 from lungscope.pipeline import Analyzer
-from lungscope.training.engine import save_weights
 from lungscope.training.export import (
     STORED_TOLERANCE,
     TOLERANCE,
@@ -28,6 +27,7 @@ from lungscope.training.export import (
     to_onnx,
 )
 from lungscope.training.networks import build_segmenter
+from lungscope.training.weights import save_weights
 from nets import SMALL, awake_classifier
 
 LABELS = ["COVID-19", "Normal", "Viral Pneumonia"]

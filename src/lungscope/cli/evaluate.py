@@ -106,7 +106,7 @@ def pipeline(
     json_: Json = False,
 ) -> None:
     """The whole way: severity beside radiologists' scores, evidence beside drawn disease, and what failed."""
-    analyzer = Analyzer(locate(model), device=device)
+    analyzer = Analyzer(locate(model), device=device, streams=os.cpu_count())
     result = _facts(analyzer, [])
     if severity is not None:
         result["severity"] = _with_bar("severity", partial(scoring.score_severity, analyzer, severity))
@@ -117,8 +117,7 @@ def pipeline(
 
 def _ready(model: str | None, device: str, split: list[Path], part: str) -> tuple[Analyzer, Split]:
     look_up(part, PARTS, what="part")
-    # One thread a film and one film a core: the same numbers as one film at a time, sooner.
-    return Analyzer(locate(model), device=device, threads=1), Split.read_all(split)
+    return Analyzer(locate(model), device=device, streams=os.cpu_count()), Split.read_all(split)
 
 
 def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:

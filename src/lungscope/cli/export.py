@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def export(
     console.print(f"{bundle.root}: graphs written, parity gates passed")
     labelled = [store for store in stores if any(record.label for record in store.records)]
     if bundle.classifier is not None and labelled:
-        analyzer = Analyzer(bundle, threads=1)
+        analyzer = Analyzer(bundle, streams=os.cpu_count())
         found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
         temperature = fit_temperature(logits, truth)
@@ -78,7 +79,7 @@ def export(
         bundle = amend_bundle(bundle, temperature=temperature, abstain_below=threshold)
         console.print(f"temperature {temperature:.3f}, no answer below {threshold:.3f} (validation, n = {len(truth)})")
     if metrics:
-        result = _measure(Analyzer(bundle, threads=1), stores, parts, lesions, severity)
+        result = _measure(Analyzer(bundle, streams=os.cpu_count()), stores, parts, lesions, severity)
         bundle = amend_bundle(bundle, files={"metrics.json": json.dumps(result, indent=1, allow_nan=False) + "\n"})
         console.print("measured on the test parts")
     print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)

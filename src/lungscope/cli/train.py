@@ -33,7 +33,7 @@ Name = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or
 Network = Annotated[str | None, typer.Option("--network", help="Train this network with the recipe's budget.")]
 Seed = Annotated[int, typer.Option("--seed")]
 Initial = Annotated[
-    Path | None, typer.Option("--initial", help="Weights (.safetensors) to start from; default: random.")
+    Path | None, typer.Option("--initial", help="Start from these weights: a run's .safetensors or a bundle's .onnx.")
 ]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Devices = Annotated[int, typer.Option("--devices", min=1)]

@@ -24,7 +24,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import update_bn
@@ -33,8 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from lungscope.bundle import sha256_of
 from lungscope.errors import RecipeError
 from lungscope.training.films import EpochSampler
-from lungscope.training.networks import load_resized
 from lungscope.training.recipe import Phase, Recipe, as_table
+from lungscope.training.weights import load_weights, save_weights
 from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
@@ -170,22 +169,6 @@ class KeepBest(Callback):
             self.best = score
             facts = {**self.facts, "size": self.phase.size, "epoch": trainer.current_epoch, "metrics": metrics}
             save_weights(pl_module.network, self.folder / "weights.safetensors", facts)
-
-
-def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
-    """Write `path` (safetensors) and the JSON beside it; each appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(facts, indent=2) + "\n")
-    part.replace(path)
-    beside.replace(path.with_suffix(".json"))
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file into `network`, resizing what depends on the input size."""
-    load_resized(network, load_file(path))
 
 
 @dataclass

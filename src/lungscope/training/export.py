@@ -23,8 +23,8 @@ from lungscope.errors import BundleError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
 from lungscope.training.classifier import view_spec
-from lungscope.training.engine import load_weights
 from lungscope.training.networks import build_classifier, build_segmenter, features, head_of
+from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,15 @@ class ClassifierGraph(nn.Module):
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
-        self.network = network
-        head = head_of(network, name)
-        self.weight = nn.Parameter(head.weight.detach()[:, :, None, None])
-        self.bias = nn.Parameter(head.bias.detach())
+        self.network, self.name = network, name
+
+    @property
+    def head(self) -> nn.Linear:
+        return head_of(self.network, self.name)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        cam = nn.functional.conv2d(features(self.network, image), self.weight)
-        return cam.mean((2, 3)) + self.bias, cam
+        cam = nn.functional.conv2d(features(self.network, image), self.head.weight[:, :, None, None])
+        return cam.mean((2, 3)) + self.head.bias, cam
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,11 @@ class Trained:
 
 
 def to_onnx(graph: nn.Module, size: int, path: Path, outputs: list[str]) -> None:
-    """Write `graph` as ONNX with input "image" f32 [N, 1, size, size], N free."""
+    """Write `graph` as ONNX with input "image" f32 [N, 1, size, size], N free.
+
+    Parameters stay as they are under their own names, nothing folded into anything (the runtime does that when it
+    compiles), so that training can go on from the file: see `weights.load_weights`.
+    """
     example = torch.rand(2, 1, size, size)
     with torch.no_grad():
         torch.onnx.export(
@@ -96,19 +101,21 @@ def to_onnx(graph: nn.Module, size: int, path: Path, outputs: list[str]) -> None
             output_names=outputs,
             opset_version=OPSET,
             dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
             dynamic_axes={name: {0: "N"} for name in ["image", *outputs]},
         )
 
 
 def store_as_f16(path: Path) -> None:
-    """Rewrite an ONNX file with its f32 weights stored as f16 and cast back when the graph is loaded; half the
-    bytes."""
+    """Rewrite an ONNX file with its f32 matrices and kernels stored as f16 and cast back when the graph is loaded;
+    half the bytes. Vectors stay f32: the variance of a batch-norm layer can be too small for f16."""
     model = onnx.load(path)
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 256:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
             continue
-        name, stored = tensor.name, f"{tensor.name}.f16"
+        name, stored = tensor.name, f"{tensor.name}{HALF}"
         half = numpy_helper.to_array(tensor).astype(np.float16)
         if not np.isfinite(half).all():
             raise BundleError(f"{path.name}: a weight of {name} is too large for f16; export it with f32 weights")
@@ -269,7 +276,7 @@ def _export_classifier(
         "network": name,
         "file": path.name,
         "labels": labels,
-        "bias": graph.bias.tolist(),
+        "bias": graph.head.bias.tolist(),
         "view": {"input": view.input, "crop": view.crop, "margin": view.margin, "size": view.size},
         "temperature": temperature,
         "abstain_below": abstain_below,

@@ -1,0 +1,71 @@
+"""Trained weights as files: safetensors with a JSON of facts beside them, and the ONNX files of a bundle read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lungscope.errors import RecipeError
+from lungscope.training.networks import load_resized
+
+#: Under which name an exported graph holds the network whose outputs it wraps.
+PREFIX = "network."
+#: What marks a tensor that is stored as f16 and cast back when the graph is loaded.
+HALF = ".f16"
+
+
+def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+    """Write `path` (safetensors) and the JSON beside it; each appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
+    beside = path.with_suffix(".json.part")
+    beside.write_text(json.dumps(facts, indent=2) + "\n")
+    part.replace(path)
+    beside.replace(path.with_suffix(".json"))
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load weights into `network`, resizing what depends on the input size.
+
+    path: `.safetensors` of a run, or `.onnx` of a bundle; parameters that the exported graph does not use stay as they
+    are. Raises RecipeError for a file of another network or another number of classes.
+    """
+    state = load_file(path) if path.suffix != ".onnx" else {**network.state_dict(), **_state_in(path)}
+    try:
+        load_resized(network, state)
+    except RuntimeError as error:
+        raise RecipeError(f"{path} does not fit this network: {_first_lines(error)}") from error
+
+
+def _state_in(path: Path) -> dict[str, Tensor]:
+    """Parameters and batch-norm statistics of a graph that `export` wrote, by the network's own names, as f32."""
+    model = onnx.load(path)
+    floats = [t for t in model.graph.initializer if t.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)]
+    if not floats or not all(tensor.name.startswith(PREFIX) for tensor in floats if len(tensor.dims) > 1):
+        raise RecipeError(
+            f"{path} does not hold its weights under their own names, so training can not go on from it. Export the "
+            "run again with `lungscope export`, or start from its .safetensors"
+        )
+    state = {
+        tensor.name.removeprefix(PREFIX).removesuffix(HALF): torch.tensor(numpy_helper.to_array(tensor)).float()
+        for tensor in floats
+    }
+    # Equal tensors are written once; the others' names are aliases.
+    for node in model.graph.node:
+        source = node.input[0].removeprefix(PREFIX) if node.op_type == "Identity" else ""
+        if source in state and node.output[0].startswith(PREFIX):
+            state[node.output[0].removeprefix(PREFIX)] = state[source].clone()
+    return state
+
+
+def _first_lines(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])

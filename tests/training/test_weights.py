@@ -1,0 +1,73 @@
+"""Weights as files: whole or not there, and readable again from a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
+from torch import nn
+
+from lungscope.errors import RecipeError
+from lungscope.training.export import ClassifierGraph, SegmenterGraph, store_as_f16, to_onnx
+from lungscope.training.networks import build_classifier, build_segmenter
+from lungscope.training.weights import load_weights, save_weights
+
+SIZE = 64
+
+
+def used(network: nn.Module) -> nn.Module:
+    """Give every batch-norm layer statistics of its own, as training does."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return network.eval()
+
+
+def test_weights_appear_whole_with_their_facts(tmp_path: Path) -> None:
+    network = nn.Conv2d(1, 1, 3).to(memory_format=torch.channels_last)
+    save_weights(network, tmp_path / "deep" / "weights.safetensors", {"epoch": 3})
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["weights.json", "weights.safetensors"]
+    assert torch.equal(load_file(tmp_path / "deep" / "weights.safetensors")["weight"], network.weight)
+
+
+@pytest.mark.parametrize("name", ["fpn-efficientnetb2", "coatnet0", "resnet50"])
+def test_training_can_go_on_from_a_bundle(tmp_path: Path, name: str) -> None:
+    def build(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return build_segmenter(name) if "-" in name else build_classifier(name, classes=3, size=SIZE)
+
+    trained, path = used(build(0)), tmp_path / "graph.onnx"
+    graph = SegmenterGraph(trained) if "-" in name else ClassifierGraph(trained, name)
+    to_onnx(graph, SIZE, path, ["probability"] if "-" in name else ["logits", "cam"])
+    store_as_f16(path)
+    again = build(1)
+    load_weights(again, path)
+    image = torch.rand(2, 1, SIZE, SIZE)
+    with torch.no_grad():
+        expected, found = trained(image), again.eval()(image)
+    # Kernels were rounded to f16.
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 * float(expected.abs().max()))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_weights(build_classifier("coatnet0", classes=2, size=SIZE), tmp_path / "two.safetensors", {})
+    network = build_classifier("coatnet0", classes=3, size=SIZE)
+    with pytest.raises(RecipeError, match=r"two\.safetensors does not fit this network: .*head\.fc\.weight"):
+        load_weights(network, tmp_path / "two.safetensors")
+
+
+def test_a_graph_with_folded_weights_is_refused(tmp_path: Path) -> None:
+    kernel = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "onnx::Conv_7")
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("image", "y")]
+    node = helper.make_node("Conv", ["image", "onnx::Conv_7"], ["y"])
+    onnx.save(helper.make_model(helper.make_graph([node], "g", ports[:1], ports[1:], [kernel])), tmp_path / "g.onnx")
+    with pytest.raises(RecipeError, match=r"g\.onnx does not hold its weights under their own names"):
+        load_weights(nn.Conv2d(1, 1, 1), tmp_path / "g.onnx")
