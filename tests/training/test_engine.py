@@ -21,6 +21,7 @@ from lungscope.training.engine import Hardware
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Phase, load_recipe
 from lungscope.training.segmenter import train_segmenter
+from lungscope.training.weights import load_weights
 from programs import environment
 
 CPU = Hardware(accelerator="cpu", precision="32-true")
@@ -252,3 +253,33 @@ def test_stale_batch_norm_breaks_validation_and_a_refresh_mends_it(
 def test_auto_precision_is_one_that_lightning_knows() -> None:
     assert Hardware().lightning_precision() in ("32-true", "bf16-mixed")
     assert Hardware(precision="64-true").lightning_precision() == "64-true"
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(drawn: tuple[Store, Split], recipe: Path, tmp_path: Path) -> None:
+    store, split = drawn
+    split.write(tmp_path / "split.csv", {})
+    command = [
+        sys.executable, "-m", "lungscope.cli.main", "train", "segmenter", "--data", store.root,
+        "--split", tmp_path / "split.csv", "--recipe", recipe, "--out", tmp_path / "run", "--accelerator", "cpu",
+        "--devices", "2", "--precision", "32-true", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["val_dice"] > 0, "the result is printed once"
+    steps = (tmp_path / "run" / "phase-1" / "csv" / "metrics.csv").read_text().splitlines()
+    column = steps[0].split(",").index("step")
+    assert max(int(line.split(",")[column]) for line in steps[1:]) == EPOCHS * STEPS // 2 - 1
+    network = build_segmenter("fpn-mobilenetv2")
+    load_weights(network, tmp_path / "run" / "weights.safetensors")
+
+
+def test_a_checkpoint_holds_the_plateau_schedule_as_of_its_epoch(drawn: tuple[Store, Split], tmp_path: Path) -> None:
+    plateau = 'schedule = { name = "plateau", factor = 0.5, patience = 0, floor = 1e-6 }'
+    recipe = tmp_path / "plateau.toml"
+    recipe.write_text(RECIPE.replace('schedule = { name = "one-cycle", warmup = 0.3 }', plateau))
+    train_segmenter(load_recipe(str(recipe)), [drawn], tmp_path / "run", seed=1, hardware=CPU)
+    last = torch.load(tmp_path / "run" / "phase-1" / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["last_epoch"] == EPOCHS

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
+from lungscope.training import films
 from lungscope.training.films import EpochSampler
 
 
@@ -26,3 +29,15 @@ def test_even_draws_each_stratum_equally_often() -> None:
     strata = [0] * 900 + [1] * 100
     drawn = Counter(strata[i] for i in EpochSampler(1000, seed=0, strata=strata, films=4000))
     assert abs(drawn[0] - 2000) < 150
+
+
+@pytest.mark.parametrize("strata", [None, [0, 1] * 25])
+def test_processes_share_one_order_between_them(strata: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = EpochSampler(50, seed=0, strata=strata, films=41)
+    alone = list(sampler)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(films, "world", lambda rank=rank: (rank, 3))
+        assert len(sampler) == 13
+        shares.append(list(sampler))
+    assert [i for step in zip(*shares, strict=True) for i in step] == alone[:39]

@@ -24,14 +24,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
 from lungscope.bundle import sha256_of
 from lungscope.errors import RecipeError
-from lungscope.training.films import EpochSampler
+from lungscope.training.films import EpochSampler, world
 from lungscope.training.recipe import Phase, Recipe, as_table
 from lungscope.training.weights import load_weights, save_weights
 from lungscope.writers.atomic import write_text
@@ -82,7 +82,8 @@ class Task(lightning.LightningModule):
         first epoch and where it resumes, after it in the others. That number is drawn here again.
         """
         if batch_idx == 0:
-            torch.manual_seed(self.seed * 100_003 + self.phase.size * 1_009 + self.current_epoch)
+            own = 7_919 * self.global_rank
+            torch.manual_seed(self.seed * 100_003 + self.phase.size * 1_009 + self.current_epoch + own)
             if self.current_epoch:
                 torch.empty((), dtype=torch.int64).random_()
 
@@ -109,6 +110,17 @@ class Task(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
+    def on_train_epoch_end(self) -> None:
+        """Step a plateau schedule here and not where Lightning would: after the epoch's checkpoint is written, so that
+        a resumed run would miss the step."""
+        plateau = self.lr_schedulers()
+        if isinstance(plateau, ReduceLROnPlateau):
+            plateau.step(self.trainer.callback_metrics["val_loss"])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
     def on_validation_epoch_start(self) -> None:
         """Recompute batch-norm statistics for the weights as they are now.
 
@@ -121,7 +133,8 @@ class Task(lightning.LightningModule):
 
 
 def refresh_batch_norm(task: Task, loader: DataLoader[Any], batches: int) -> None:
-    """Replace the running statistics of every batch-norm layer by their average over `batches` training batches."""
+    """Replace the running statistics of every batch-norm layer by their average over `batches` training batches, and
+    over the processes that train together."""
 
     def inputs() -> Iterator[Tensor]:
         for batch in islice(loader, batches):
@@ -129,6 +142,12 @@ def refresh_batch_norm(task: Task, loader: DataLoader[Any], batches: int) -> Non
 
     with torch.no_grad():
         update_bn(inputs(), task.network)
+        processes = world()[1]
+        if processes > 1:
+            for buffer in task.network.buffers():
+                if buffer.is_floating_point():
+                    distributed.all_reduce(buffer)
+                    buffer /= processes
 
 
 def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -202,14 +221,17 @@ class Run:
                 if previous is not None:
                     load_weights(network, previous)
                 self._fit_phase(build_task(network, phase), phase, folder)
+                _wait_for_all()
                 (folder / "done").touch()
             previous = folder / "weights.safetensors"
         if previous is None:
             raise RecipeError("a recipe needs at least one phase")
         final = self.folder / "weights.safetensors"
-        network = build_network(self.recipe.phases[-1].size)
-        load_weights(network, previous)
-        save_weights(network, final, json.loads(previous.with_suffix(".json").read_text()))
+        if world()[0] == 0:
+            network = build_network(self.recipe.phases[-1].size)
+            load_weights(network, previous)
+            save_weights(network, final, json.loads(previous.with_suffix(".json").read_text()))
+        _wait_for_all()
         return final
 
     def _claim_folder(self) -> None:
@@ -258,6 +280,10 @@ class Run:
             devices=hardware.devices,
             num_nodes=hardware.nodes,
             precision=hardware.lightning_precision(),
+            # SMP's EfficientNets keep a last convolution that no decoder uses.
+            strategy="ddp_find_unused_parameters_true" if hardware.devices * hardware.nodes > 1 else "auto",
+            # EpochSampler shares the training films out itself; every process sees all validation films.
+            use_distributed_sampler=False,
             max_epochs=phase.epochs,
             callbacks=callbacks,
             logger=[
@@ -301,3 +327,9 @@ class Run:
             persistent_workers=self.hardware.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _wait_for_all() -> None:
+    """Wait until every process that trains together is here: what one writes, the others read."""
+    if world()[1] > 1:
+        distributed.barrier()

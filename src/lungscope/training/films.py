@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import Dataset, Sampler
 
 from lungscope.data.store import Store
@@ -51,7 +51,8 @@ class EpochSampler(Sampler[int]):
     have seen.
 
     `strata` given: films are drawn with replacement, each stratum equally often; else no film twice, shuffled.
-    `films`: how many are drawn; 0 is as many as there are.
+    `films`: how many are drawn; 0 is as many as there are. Of several processes that train together each takes its
+    share of the same order, all shares of one length.
     """
 
     def __init__(self, n: int, *, seed: int, strata: Sequence[int] | None = None, films: int = 0) -> None:
@@ -67,11 +68,20 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.films
+        return self.films // world()[1]
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         if self.weights is None:
-            yield from torch.randperm(self.n, generator=generator)[: self.films].tolist()
+            order = torch.randperm(self.n, generator=generator)[: self.films]
         else:
-            yield from torch.multinomial(self.weights, self.films, replacement=True, generator=generator).tolist()
+            order = torch.multinomial(self.weights, self.films, replacement=True, generator=generator)
+        rank, processes = world()
+        yield from order[rank::processes][: len(self)].tolist()
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and how many processes train together: (0, 1) where one trains alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
