@@ -102,6 +102,8 @@ class Analyzer:
             result: Report | Failure
             try:
                 result = self.analyze(item)
+            except ImportError:  # a broken installation, not a broken film
+                raise
             except Exception as error:
                 result = failure(item, error)
             yield result

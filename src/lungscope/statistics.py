@@ -16,7 +16,8 @@ Integers = NDArray[np.int64]
 
 
 def auc(score: ArrayLike, positive: ArrayLike) -> float:
-    """Area under the ROC curve of `score` f64 [N] for `positive` bool [N]; NaN where either side is empty.
+    """Area under the ROC curve of `score` f64 [N] for `positive` bool [N]; NaN where either side is empty
+    or any score is NaN.
 
     The rank statistic of Mann and Whitney: the chance that a positive outranks a negative, ties counting one half.
     """

@@ -62,7 +62,8 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize("name", front.COMMANDS)
-def test_help_of_every_command_is_known_without_loading_it(name: str) -> None:
+def test_help_of_every_command_is_known_without_loading_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "load", lambda name: pytest.fail(f"{name} was loaded"))
     done = CliRunner().invoke(front.app, ["--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     assert front.COMMANDS[name].help in done.output

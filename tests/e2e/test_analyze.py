@@ -18,7 +18,7 @@ import pytest
 
 from films import TISSUE, draw, save
 from lungscope.cli.analyze import TABLE_ROWS, demo_film, films_in, run_films
-from lungscope.errors import LungscopeError
+from lungscope.errors import LungscopeError, UsageError
 from lungscope.pipeline import Analyzer
 from lungscope.report import Report
 from programs import environment, program, python
@@ -159,6 +159,65 @@ def test_results_of_an_earlier_run_are_no_films(tmp_path: Path) -> None:
     overlay = save(tmp_path / "out" / "film" / "overlay.png", draw())
     assert films_in([tmp_path], tmp_path / "out") == [film]
     assert films_in([overlay], tmp_path / "out") == [overlay]
+    assert films_in([tmp_path], tmp_path / "in" / ".." / "out") == [film]
+
+
+def test_results_among_films_are_refused_and_never_a_run_of_nothing(tmp_path: Path) -> None:
+    film = save(tmp_path / "in" / "film.png", draw())
+    assert films_in([tmp_path / "in"], tmp_path) == [film], "a folder named inside --out is films"
+    with pytest.raises(UsageError, match="is an input itself"):
+        films_in([tmp_path / "in"], tmp_path / "in" / ".." / "in")
+    with pytest.raises(UsageError, match=r"No film in .* but results in"):
+        films_in([tmp_path], tmp_path / "in")
+    done = program("analyze", tmp_path / "in", "--out", tmp_path / "out", "--write", ",")
+    assert (done.returncode, "names no format" in done.stderr) == (2, True)
+
+
+def test_a_run_that_was_cut_off_has_no_summary_of_an_earlier_one(tiny: Path, tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+    assert program("analyze", film, "--out", tmp_path / "out", "--model", tiny).returncode == 0
+    assert (tmp_path / "out" / "run.json").exists()
+    assert program("analyze", film, "--out", tmp_path / "out", "--model", tmp_path / "absent").returncode == 3
+    assert (tmp_path / "out" / "run.json").exists(), "a run that never began changes nothing"
+    code = """
+import sys
+from unittest import mock
+from lungscope.cli import analyze, main
+sys.argv = ["lungscope", "analyze", *sys.argv[1:]]
+with mock.patch.object(analyze, "run_films", side_effect=OSError("the disk went away")):
+    main.main()
+"""
+    command = [sys.executable, "-c", code, film, "--out", tmp_path / "out", "--model", tiny]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 3, done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("module", ["openvino", "cv2"])
+def test_a_broken_installation_is_told_as_such(module: str, tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+from lungscope.cli import main
+sys.argv = ["lungscope", *sys.argv[1:]]
+main.main()
+"""
+    for arguments in (["analyze", film, "--out", tmp_path / "out"], ["doctor"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True, text=True, env=environment(), check=False,
+        )  # fmt: skip
+        assert done.returncode == 3, done.stderr
+        assert "Traceback" not in done.stderr
+        assert module in done.stdout + done.stderr
+
+
+def test_a_film_whose_folder_can_not_be_cleared_fails_alone(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b")]
+    (tmp_path / "out" / "a" / "report.json").mkdir(parents=True)
+    run = run_films(analyzer, films, tmp_path / "out", ["json"], progress=False)
+    assert (run["done"], run["failed"]) == (1, 1)
 
 
 def test_a_film_that_fails_leaves_no_files_of_an_earlier_run(analyzer: Analyzer, tmp_path: Path) -> None:
@@ -186,7 +245,7 @@ def test_a_film_that_can_not_be_written_fails_alone(analyzer: Analyzer, tmp_path
 def test_many_films_are_not_kept(analyzer: Analyzer, tmp_path: Path) -> None:
     films = [tmp_path / f"missing{number}.png" for number in range(TABLE_ROWS + 1)]
     run = run_films(analyzer, films, tmp_path, ["json"], progress=False)
-    assert run["rows"] == []
+    assert run["rows"] is None, "beyond a screenful they are in results.jsonl alone"
     assert len(rows(tmp_path)) == run["failed"] == len(films)
 
 

@@ -160,6 +160,11 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tmp_path: 
             read(path)
 
 
+def test_values_that_do_not_fill_the_low_bits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedImageError, match=r"High Bit is 15 with 12 bits stored; 11 is needed"):
+        film(tmp_path, HighBit=15)
+
+
 def test_more_bits_than_the_header_allows_are_refused(tmp_path: Path) -> None:
     ds = make_dicom(RAMP, bits=10)
     ds.PixelData = encapsulate([jpeg_lossless(RAMP, 12)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -66,6 +67,39 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: i
     film = read(save(Image.fromarray(stored), tmp_path / f"turned{suffix}", exif=exif))
     assert film.shape == GREY.shape
     assert np.abs(film.pixels - GREY / 255).max() < 0.1
+
+
+def colour_tiff(pixels: np.ndarray, orientation: int) -> bytes:
+    """A TIFF of colour u16 [H, W, 3], uncompressed, little-endian, in one strip (TIFF 6.0, sections 2 and 6)."""
+    height, width, _ = pixels.shape
+    data = pixels.astype("<u2").tobytes()
+    depth, start = struct.pack("<3H", 16, 16, 16), 8
+    strip = start + len(depth)
+    entries = [
+        (256, 1, width), (257, 1, height), (258, 3, start), (259, 1, 1), (262, 1, 2), (273, 1, strip),
+        (274, 1, orientation), (277, 1, 3), (278, 1, height), (279, 1, len(data)), (284, 1, 1),
+    ]  # fmt: skip
+    short = {259, 262, 274, 277, 284}
+    directory = b"".join(
+        struct.pack("<HHIHH", tag, 3, count, value, 0)
+        if tag in short
+        else struct.pack("<HHII", tag, 3 if tag == 258 else 4, count, value)
+        for tag, count, value in entries
+    )
+    header = struct.pack("<2sHI", b"II", 42, strip + len(data))
+    return header + depth + data + struct.pack("<H", len(entries)) + directory + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once_to_colour_of_sixteen_bits(tmp_path: Path, orientation: int) -> None:
+    deep = as_integers(CHEST, 16)
+    turned = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    stored = _upright(deep.astype(np.float32), turned).astype(np.uint16)
+    path = tmp_path / "deep.tif"
+    path.write_bytes(colour_tiff(np.dstack([stored] * 3), orientation))
+    film = read(path)
+    assert film.shape == deep.shape
+    assert film.pixels == pytest.approx(deep / 65535, abs=1e-6)
 
 
 def test_orientation_six_needs_a_clockwise_quarter_turn() -> None:

@@ -11,7 +11,7 @@ import pytest
 from bundles import write_bundle
 from films import LUNG, TISSUE, draw, radiograph
 from lungscope.bundle import Bundle
-from lungscope.errors import QualityError
+from lungscope.errors import LungscopeError, QualityError
 from lungscope.radiograph import Geometry
 from lungscope.runtime import Runtime
 from lungscope.stages.segmentation import LungMask, Segmenter, pool, split
@@ -171,6 +171,16 @@ def test_an_inverted_film_is_reported(tiny: Path, tmp_path: Path) -> None:
     inverted = segment(write_bundle(tmp_path, darks=(0.45,), steep=-40), 1 - draw())
     assert "polarity" in codes(inverted)
     assert "polarity" not in codes(segment(tiny, draw()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_an_error(tiny: Path, bad: float) -> None:
+    spec = Bundle.load(tiny).segmenter
+    answer = np.zeros((1, 1, spec.size, spec.size), np.float32)
+    answer[..., 0, 0] = bad
+    with pytest.raises(LungscopeError, match="not finite") as caught:
+        Segmenter(spec, [lambda inputs: {"probability": answer}]).segment(radiograph(draw()))
+    assert caught.value.code == "not-finite"
 
 
 def test_no_lungs_is_an_error_that_names_the_file(tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +28,7 @@ from lungscope.bundle import locate
 from lungscope.cli.main import INTERRUPTED
 from lungscope.errors import MissingExtraError, UsageError, look_up
 from lungscope.pipeline import Analyzer, failure
-from lungscope.readers import find
+from lungscope.readers import absolute, find
 from lungscope.report import DISCLAIMER, Failure, Report
 from lungscope.writers.folder import FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, dumps, write_json
@@ -58,6 +59,8 @@ def analyze(
     Research software, not a medical device. Not for diagnosis.
     """
     formats = [look_up(name, FORMATS, what="Format") for name in write_formats.split(",") if name]
+    if not formats:
+        raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(FORMATS)}.")
     wanted = [*(inputs or []), *([demo_film()] if demo else [])]
     if not wanted:
         raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
@@ -65,6 +68,9 @@ def analyze(
     films = films_in(wanted, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        # What an earlier run says of itself must not stand beside the rows of this one.
+        (out / RUN).unlink(missing_ok=True)
+        (out / RESULTS).open("ab").close()
     except OSError as error:
         raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
     run = run_films(analyzer, films, out, formats, progress=not as_json)
@@ -91,9 +97,24 @@ def demo_film() -> Path:
 
 
 def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
-    """Every film file in `inputs`, once, in order, folders sorted; results of an earlier run in `out` are no films."""
-    named, results = {path.absolute() for path in inputs}, out.absolute()
-    return [path for path in find(inputs) if path.absolute() in named or not path.absolute().is_relative_to(results)]
+    """Every film file in `inputs`, once, in order, folders sorted; results of an earlier run in `out` are no films,
+    unless what was named lies in there.
+
+    Raises UsageError where nothing is left, or where `out` is an input itself: its films and results could not be told
+    apart.
+    """
+    results, named = absolute(out), [absolute(path) for path in inputs]
+    if results in named and out.is_dir():
+        raise UsageError(f"--out {out} is an input itself. Name another folder for the results.")
+    inside = [path for path in named if path.is_relative_to(results)]
+
+    def is_film(path: Path) -> bool:
+        return not path.is_relative_to(results) or any(path.is_relative_to(folder) for folder in inside)
+
+    films = [path for path in find(inputs) if is_film(absolute(path))]
+    if not films:
+        raise UsageError(f"No film in {', '.join(map(str, inputs))} but results in {out}. Name films, or their folder.")
+    return films
 
 
 def run_films(
@@ -106,7 +127,8 @@ def run_films(
 ) -> dict[str, Any]:
     """Analyse `films` one after the other, write each as it is done, and return the content of run.json.
 
-    At most `TABLE_ROWS` rows are kept. After KeyboardInterrupt the run is closed properly, with "interrupted" true.
+    Its "rows" are None beyond `TABLE_ROWS` films: then they are in results.jsonl alone. After KeyboardInterrupt the run
+    is closed properly, with "interrupted" true.
     """
     started, clock = datetime.now(UTC), perf_counter()
     names = folder_names(films)
@@ -146,7 +168,7 @@ def run_films(
         "versions": analyzer.versions,
     }
     write_json(out / RUN, run)
-    return run | {"rows": shown}
+    return run | {"rows": shown if len(films) <= TABLE_ROWS else None}
 
 
 def _finish(path: Path, result: Report | Failure, folder: Path, formats: Sequence[str]) -> Report | Failure:
@@ -157,9 +179,11 @@ def _finish(path: Path, result: Report | Failure, folder: Path, formats: Sequenc
         except Exception as error:
             result = failure(path, error)
     if isinstance(result, Failure) and folder.is_dir():
-        clear(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        # A folder that can not be cleared must not stop the run.
+        with suppress(OSError):
+            clear(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
     return result
 
 

@@ -10,28 +10,36 @@ import platform
 import statistics
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lungscope import __version__
-from lungscope.bundle import Bundle, locate
 from lungscope.errors import EXIT_STATUS, LungscopeError, status_of
+
+if TYPE_CHECKING:
+    from lungscope.bundle import Bundle
 
 app = typer.Typer(add_completion=False)
 
-BASE = ("numpy", "opencv-python-headless", "pillow", "pydicom", "openvino", "typer", "rich")
+BASE = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "openvino",
+    "typer",
+    "rich",
+)
 #: A module that each extra brings; looked for, not imported.
 EXTRAS = {
     "train": "torch",
-    "web": "fastapi",
-    "pacs": "pynetdicom",
-    "dicom-out": "highdicom",
-    "cluster": "ray",
     "demo": "data_store",
     "dev": "pytest",
 }
@@ -74,6 +82,8 @@ def examine(model: str | None, device: str) -> dict[str, Any]:
         "problem": None,
     }
     try:
+        # Imported here: what is broken must be told, not break this too.
+        from lungscope.bundle import Bundle, locate
         from lungscope.runtime import devices
 
         report["devices"] = [
@@ -88,6 +98,8 @@ def examine(model: str | None, device: str) -> dict[str, Any]:
             "files": bundle.files,
         }
         report["self_test"] = self_test(bundle, device)
+        if missing := [name for name, version in report["packages"].items() if version is None]:
+            raise ImportError(f"Missing: {', '.join(missing)}")
     except LungscopeError as error:
         report |= {"status": status_of(error, EXIT_STATUS), "problem": str(error)}
     except ImportError as error:
@@ -103,6 +115,8 @@ def self_test(bundle: Bundle, device: str) -> list[dict[str, Any]]:
 
     Raises LungscopeError if a network's answer is not finite, or if its map does not add up to its logits.
     """
+    import numpy as np
+
     from lungscope.runtime import Runtime
 
     runtime = Runtime(device)

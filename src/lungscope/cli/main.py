@@ -91,6 +91,9 @@ def main() -> None:
     except LungscopeError as error:
         _complain(error.code, str(error))
         sys.exit(status_of(error, EXIT_STATUS))
+    except ImportError as error:
+        _complain("broken-install", f"{error}. Reinstall: pip install --force-reinstall lungscope")
+        sys.exit(EXIT_STATUS[LungscopeError])
     except OSError as error:
         _complain("os", str(error))
         sys.exit(EXIT_STATUS[LungscopeError])

@@ -77,8 +77,13 @@ def find(inputs: Iterable[Path]) -> list[Path]:
         if not films and not _expand(item, set()):
             films = [item]
         for path in films:
-            found.setdefault(path.absolute(), path)
+            found.setdefault(absolute(path), path)
     return list(found.values())
+
+
+def absolute(path: Path) -> Path:
+    """`path` from the root, without "." and ".."; links stay as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 — resolve() would follow links
 
 
 def _expand(path: Path, seen: set[Path]) -> list[Path]:

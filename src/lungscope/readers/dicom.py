@@ -235,6 +235,11 @@ def _check_pixels(ds: Dataset, name: str) -> None:
             f"{name}: stores {stored} of {allocated} bits per pixel. Films with 8 or 16 bits allocated, "
             "and no more than that stored, are read."
         )
+    if int(ds.get("HighBit", stored - 1)) != stored - 1:
+        raise UnsupportedImageError(
+            f"{name}: its High Bit is {ds.HighBit} with {stored} bits stored; {stored - 1} is needed (PS3.5 8.1.1). "
+            "Export it again."
+        )
 
 
 def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:

@@ -74,6 +74,8 @@ def _decode(data: bytes, name: str) -> Decoded:
         orientation = image.getexif().get(_ORIENTATION, 1)
         if bits > 8 and len(image.getbands()) > 1:
             samples = _deep_colour(data)
+            if image.format == "TIFF":
+                orientation = 1  # OpenCV has already turned it
         else:
             samples = _samples(image, name)
             orientation = image.getexif().get(_ORIENTATION, 1)  # Pillow has already turned a TIFF

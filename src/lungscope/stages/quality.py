@@ -129,9 +129,17 @@ def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None
         warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
     rows, _, columns = tags.get("PatientOrientation", "").upper().partition("\\")
     if rows.startswith("R"):
-        warn("mirrored", "Patient Orientation says that the patient's left is on the image's left: sides are swapped.")
+        warn(
+            "mirrored",
+            "Patient Orientation says that the patient's left is on the image's left. This is not corrected: what is "
+            "called right here is the patient's left.",
+        )
     if columns.startswith("H"):
-        warn("upside-down", "Patient Orientation says that the image's rows run from the feet to the head.")
+        warn(
+            "upside-down",
+            "Patient Orientation says that the image's rows run from the feet to the head. This is not corrected: "
+            "upper and lower zones are swapped.",
+        )
     if rows.startswith(("A", "P")):
         warn("maybe-lateral", f"Patient Orientation {rows}/{columns} is that of a lateral film.")
     elif rows.startswith(("H", "F")):

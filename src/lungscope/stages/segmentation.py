@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lungscope.errors import QualityError
+from lungscope.errors import LungscopeError, QualityError
 from lungscope.radiograph import Geometry, Pixels, Radiograph
 from lungscope.runtime import Network, Weights
 from lungscope.stages.quality import Warning_
@@ -90,10 +90,17 @@ class Segmenter:
         self._networks = tuple(networks)
 
     def segment(self, film: Radiograph) -> LungMask:
-        """Find the lungs. Raises QualityError if there are none."""
+        """Find the lungs. Raises QualityError if there are none, LungscopeError if a network answers with NaN or
+        infinity."""
         geometry = Geometry.letterbox(film.shape, self._spec.size)
         image = geometry.to_network(film.pixels)[None, None]
         maps = [network({"image": image})["probability"][0, 0] for network in self._networks]
+        if not all(np.isfinite(member).all() for member in maps):
+            raise LungscopeError(
+                "A segmentation network answered with numbers that are not finite. Try --device cpu; "
+                "`lungscope doctor` tests the installation.",
+                code="not-finite",
+            )
         probability, mask = pool(maps, self._spec.pool, self._spec.threshold, geometry.to_source)
         right, left, merged = split(mask)
         mask = right | left
