@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,13 +21,14 @@ from lungscope.evaluation.scoring import (
     analyze_each,
     on_grid,
     predict,
-    read_mask,
     score_classifier,
     score_lesions,
     score_segmenter,
     score_severity,
+    truth_in,
 )
 from lungscope.pipeline import Analyzer
+from lungscope.radiograph import Geometry
 from lungscope.report import Failure
 
 SHAPE = (320, 288)
@@ -90,7 +93,16 @@ def test_a_mask_of_another_film_is_refused() -> None:
 
 def test_a_mask_file_is_cut_in_the_middle_of_its_range(tmp_path: Path) -> None:
     grey = np.tile(np.float32([0, 127 / 255, 128 / 255, 1]), (64, 16))
-    assert np.array_equal(read_mask(save(tmp_path / "m.png", grey)), grey > 0.5)
+    assert np.array_equal(truth_in(save(tmp_path / "m.png", grey)), grey > 0.5)
+    zeros_and_ones = tmp_path / "labels.png"
+    assert cv2.imwrite(str(zeros_and_ones), (grey > 0.5).astype(np.uint8))
+    assert np.array_equal(truth_in(zeros_and_ones), grey > 0.5)
+    with pytest.raises(DataError, match=r"absent\.png: the mask is not there"):
+        truth_in(tmp_path / "absent.png")
+
+
+def test_a_mask_may_lie_on_a_slightly_rounded_grid() -> None:
+    assert on_grid(np.ones((498, 512), bool), (2919, 3000)).all()
 
 
 def test_every_film_is_reported_in_order(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
@@ -210,7 +222,37 @@ def test_severity_is_compared_with_two_readers(analyzer: Analyzer, tmp_path: Pat
     assert [row["id"] for row in result["failed"]] == ["missing.png"]
     assert result["global"]["senior_junior"]["spearman"] == pytest.approx(1)
     assert result["global"]["ours_senior"]["spearman"] > 0.7
+    assert (result["seen"], result["scored"]) == ([], 4)
     json.dumps(result, allow_nan=False)
+
+    blank = [{**row, "S-A": ""} for row in rows]
+    table(tmp_path / "brixia.csv", blank)
+    with pytest.raises(DataError, match=r"brixia\.csv: a zone's score is no number"):
+        score_severity(analyzer, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_films_that_were_trained_on_do_not_count_for_severity(
+    analyzer: Analyzer, store: tuple[Store, Split], tmp_path: Path, part: str
+) -> None:
+    films, split = store
+    folder = tmp_path / "severity"
+    rows: list[dict[str, object]] = []
+    for n, radius in enumerate((0.06, 0.1, 0.13, 0.15)):
+        film = draw(*SHAPE, opacities=((0.3 + 0.1 * n, 0.28, radius),))
+        save(folder / "images" / f"{n}.png", film)
+        if n == 2:
+            grid = Geometry.letterbox(film.shape, 64).to_network(film)
+            images = np.zeros((len(films.records), 64, 64), np.uint8)
+            images[1] = np.rint(grid * 255)
+            np.save(films.root / "images.npy", images)
+        rows.append({"image": f"{n}.png", "patient": ""} | {f"{r}-{z}": n for r in "SJ" for z in (*ZONES, "Global")})
+    table(folder / "brixia.csv", rows)
+    known = Split(tuple(replace(row, part=part) for row in split.rows))
+    result = score_severity(analyzer, folder, known=[(Store.open(films.root), known)])
+    assert result["seen"] == ([] if part == "test" else ["2.png"])
+    assert result["scored"] == 4 - len(result["seen"])
+    assert set(result["with_seen"]) == {"global", "zones"}
 
 
 def test_a_folder_without_its_table_is_refused(analyzer: Analyzer, tmp_path: Path) -> None:

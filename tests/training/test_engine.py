@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +19,10 @@ from torch import nn
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
-from lungscope.training.engine import Hardware
+from lungscope.training.engine import Hardware, KeepBest
 from lungscope.training.networks import build_segmenter
-from lungscope.training.recipe import Augment, Phase, load_recipe
-from lungscope.training.segmenter import train_segmenter
+from lungscope.training.recipe import Augment, Best, Phase, load_recipe
+from lungscope.training.segmenter import SegmenterTask, train_segmenter
 from lungscope.training.weights import load_weights
 from programs import environment
 
@@ -53,7 +55,7 @@ import os, signal, sys
 from pathlib import Path
 from lungscope.data.split import Split
 from lungscope.data.store import Store
-from lungscope.training.engine import Hardware
+from lungscope.training.engine import Hardware, KeepBest
 from lungscope.training.recipe import load_recipe
 from lungscope.training.segmenter import SegmenterTask, train_segmenter
 
@@ -283,3 +285,59 @@ def test_a_checkpoint_holds_the_plateau_schedule_as_of_its_epoch(drawn: tuple[St
     train_segmenter(load_recipe(str(recipe)), [drawn], tmp_path / "run", seed=1, hardware=CPU)
     last = torch.load(tmp_path / "run" / "phase-1" / "last.ckpt", weights_only=True)
     assert last["lr_schedulers"][0]["last_epoch"] == EPOCHS
+
+
+@pytest.mark.parametrize("patience", [4, 7])
+def test_the_rate_falls_at_the_epoch_at_which_keras_lets_it_fall(patience: int) -> None:
+    recipe = load_recipe("segmenter-paper")
+    recipe = replace(recipe, schedule=replace(recipe.schedule, patience=patience))
+    task = SegmenterTask(build_segmenter("fpn-mobilenetv2"), recipe, recipe.phases[0], 0, ["a"])
+    plateau = task.configure_optimizers()["lr_scheduler"]["scheduler"]
+    rates = []
+    for loss in [1.0, 0.5, *[0.49995] * (2 * patience)]:
+        plateau.step(loss)
+        rates.append(plateau.get_last_lr()[0])
+    # Keras: `patience` epochs in a row that are not better than 0.5 by 1e-4, and the rate falls at the last of them.
+    assert [i for i in range(1, len(rates)) if rates[i] < rates[i - 1]] == [1 + patience, 1 + 2 * patience]
+    assert rates[1 + patience] == pytest.approx(rates[0] * recipe.schedule.factor)
+
+
+@pytest.mark.parametrize(
+    ("mode", "scores", "kept"),
+    [("max", [0.5, 0.5, 0.6], [0.5, 0.6]), ("min", [0.5, 0.5, 0.4], [0.5, 0.4]), ("min", [math.nan, 0.5], [0.5])],
+)
+def test_the_best_epoch_is_the_first_of_equals_and_a_number(
+    mode: str, scores: list[float], kept: list[float], tmp_path: Path
+) -> None:
+    recipe = load_recipe("segmenter-paper")
+    recipe = replace(recipe, best=Best("val_dice", mode))
+    task = SegmenterTask(nn.Conv2d(1, 1, 1), recipe, recipe.phases[0], 0, ["a"])
+    keep, found = KeepBest(tmp_path, recipe, recipe.phases[0], {}), []
+    for epoch, score in enumerate(scores):
+        metrics = {"val_dice": score, "train_loss": 9.0}
+        trainer = SimpleNamespace(callback_metrics=metrics, current_epoch=epoch, is_global_zero=True)
+        before = keep.best
+        keep.on_validation_end(trainer, task)
+        if keep.best != before:
+            found.append(keep.best)
+    assert found == kept
+    assert "train_loss" not in json.loads((tmp_path / "weights.json").read_text())["metrics"]
+
+
+def test_too_few_films_for_a_batch_are_an_error_and_not_a_finished_phase(
+    drawn: tuple[Store, Split], recipe: Path, tmp_path: Path
+) -> None:
+    large = replace(load_recipe(str(recipe)), batch=100)
+    with pytest.raises(RecipeError, match="do not fill one batch of 100"):
+        train_segmenter(large, [drawn], tmp_path / "run", seed=1, hardware=CPU)
+    assert not (tmp_path / "run" / "phase-1" / "done").exists()
+
+
+def test_a_run_on_other_parts_is_another_run(drawn: tuple[Store, Split], recipe: Path, unbroken: Path) -> None:
+    store, split = drawn
+    train = [row for row in split.rows if row.part == "train"]
+    test = [row for row in split.rows if row.part == "test"]
+    moved = {train[0].id: "test", test[0].id: "train"}
+    other = Split(tuple(replace(row, part=moved.get(row.id, row.part)) for row in split.rows))
+    with pytest.raises(RecipeError, match="differs in parts"):
+        train_segmenter(load_recipe(str(recipe)), [(store, other)], unbroken, seed=1, hardware=CPU)

@@ -55,6 +55,11 @@ def test_the_control_differs_from_the_shipped_classifier_in_its_budget_alone() -
         (('optimizer = "adam"\n', ""), "missing optimizer"),
         (("phases = [{ size = 256, epochs = 50, lr = 1e-3 }]", "phases = []"), "at least one"),
         (("batch = 32", "batch ="), "not valid TOML"),
+        (("batch = 32", "batch = 0"), "batch at least 1"),
+        (("size = 256", "size = 100"), "multiples of 32.*size 100"),
+        (('loss = "bce"', 'loss = "cross-entropy"'), "loss of a segmenter: 'cross-entropy' does not exist"),
+        (('monitor = "val_loss"', 'monitor = "val_f1"'), "monitor of a segmenter: 'val_f1' does not exist"),
+        (("batch = 32", "batch = 32\ndrop = 0.2"), "a segmenter has no drop"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:

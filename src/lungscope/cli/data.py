@@ -136,7 +136,7 @@ def _fractions(text: str) -> tuple[float, float, float]:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"--fractions {text!r}: give three numbers that add up to 1, such as 0.7,0.1,0.2") from error
-    if min(train, val, test) < 0 or abs(train + val + test - 1) > 1e-9:
+    if min(train, val, test) < 0 or not abs(train + val + test - 1) <= 1e-9:
         raise UsageError(f"--fractions {text!r}: add up to {train + val + test:g}; must be >= 0 and add up to 1")
     return train, val, test
 

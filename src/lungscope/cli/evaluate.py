@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lungscope.bundle import locate
+from lungscope.bundle import locate, sha256_of
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
-from lungscope.errors import look_up
+from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.pipeline import Analyzer
 from lungscope.writers.atomic import write_text
@@ -97,6 +97,10 @@ def pipeline(
     severity: Annotated[
         Path | None, typer.Option("--severity", help="Folder of films with Brixia scores (brixia.csv).")
     ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Stores that were trained on, to leave their films out.")
+    ] = None,
+    split: Annotated[list[Path] | None, typer.Option("--split", help="The splits of these stores.")] = None,
     lesions: Annotated[
         Path | None, typer.Option("--lesions", help="Folder of films with drawn disease (index.csv).")
     ] = None,
@@ -106,10 +110,14 @@ def pipeline(
     json_: Json = False,
 ) -> None:
     """The whole way: severity beside radiologists' scores, evidence beside drawn disease, and what failed."""
+    if severity is None and lesions is None:
+        raise UsageError("Nothing to evaluate on. Give --severity, --lesions or both.")
     analyzer = Analyzer(locate(model), device=device, streams=os.cpu_count())
-    result = _facts(analyzer, [])
+    result = _facts(analyzer, split or [])
     if severity is not None:
-        result["severity"] = _with_bar("severity", partial(scoring.score_severity, analyzer, severity))
+        parts = Split.read_all(split or [])
+        known = [(Store.open(path), parts) for path in data or []]
+        result["severity"] = _with_bar("severity", partial(scoring.score_severity, analyzer, severity, known=known))
     if lesions is not None:
         result["lesions"] = _with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_pipeline)
@@ -128,16 +136,13 @@ def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) ->
 
 
 def _facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": analyzer.bundle.name,
         "bundle_version": analyzer.bundle.version,
         "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
-        "split": [path.name for path in split],
-        "commit": commit.stdout.strip() or None,
+        "split": {path.name: sha256_of(path) for path in split},
+        "commit": _commit(),
         "versions": analyzer.versions,
         "hardware": {
             "processor": _processor(),
@@ -146,6 +151,18 @@ def _facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
             "precision": analyzer.precision,
         },
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file belongs to; None for an installed package, or without git."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip()
 
 
 def _processor() -> str:
@@ -233,8 +250,9 @@ def _show_classifier(result: dict[str, Any]) -> None:
             "class", "n", "sensitivity", "specificity", "F1", "AUC", *(f"as {label}" for label in row["labels"])
         )
         for (label, facts), counts in zip(row["classes"].items(), row["confusion"], strict=True):
-            values = (_number(facts[name]) for name in ("sensitivity", "specificity", "f1", "auc"))
-            table.add_row(label, str(facts["films"]), *values, *map(str, counts))
+            spans = row["class_intervals"][label]
+            values = (_with_interval(facts[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
+            table.add_row(label, str(facts["films"]), *values, _number(facts["auc"]), *map(str, counts))
         console.print(table)
         console.print(
             f"answered (probability >= {row['abstain_below']:.2f}): {row['answered']:.1%} of films, "
@@ -250,16 +268,22 @@ def _show_pipeline(result: dict[str, Any]) -> None:
     console = Console()
     if "severity" in result:
         table = Table("", "ours / senior", "ours / junior", "senior / junior", title="Severity, Spearman [95 %]")
-        for name in ("global", "zones"):
-            row = result["severity"][name]
+        rows = [(name, result["severity"].get(name)) for name in ("global", "zones")]
+        rows += [(f"{name}, with seen films", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
+        for title, row in rows:
+            if row is None:
+                continue
             table.add_row(
-                name,
+                title,
                 *(
                     _with_interval(row[k]["spearman"], row[k]["interval"])
                     for k in ("ours_senior", "ours_junior", "senior_junior")
                 ),
             )
         console.print(table)
-        console.print(f"{result['severity']['films']} films, {len(result['severity']['failed'])} could not be analysed")
+        console.print(
+            f"{result['severity']['films']} films, {len(result['severity']['failed'])} could not be analysed; "
+            f"{len(result['severity']['seen'])} were seen in training and are left out of the first two rows"
+        )
     if "lesions" in result:
         _show_lesions(console, result["lesions"])

@@ -106,7 +106,8 @@ def _measure(
     if lesions is not None:
         result["lesions"] = scoring.score_lesions(analyzer, lesions)
     if severity is not None and analyzer.bundle.classifier is not None:
-        result["severity"] = scoring.score_severity(analyzer, severity)
+        known = [(store, split) for store in stores]
+        result["severity"] = scoring.score_severity(analyzer, severity, known=known)
     for rows in (*result["segmenter"], *result["classifier"], result.get("lesions", {})):
         rows.pop("per_film", None)
     return result

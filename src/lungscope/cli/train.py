@@ -118,6 +118,9 @@ def _open(data: list[Path], split: list[Path]) -> list[tuple[Store, Split]]:
     stores = [Store.open(path) for path in data]
     if len({store.name for store in stores}) != len(stores):
         raise UsageError(f"stores must have different names; got {', '.join(store.name for store in stores)}")
+    if len({store.size for store in stores}) != 1:
+        sizes = ", ".join(f"{store.name} {store.size}" for store in stores)
+        raise UsageError(f"stores must have one size; got {sizes}. Import them again with one --size")
     return [(store, parts) for store in stores]
 
 

@@ -377,35 +377,54 @@ def _load(origin: Path, wanted: _Entry, size: int, read: Callable[[Path], Radiog
     return _Entry(*wanted.key, *radiograph.shape, used, notes), image, mask
 
 
+def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
+    """A mask file as bool [h, w], set above half of its range (0..1 where nothing is above 1), and the share of its
+    pixels that are neither clear nor set.
+
+    Raises FileNotFoundError, or DataError for a file that can not be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            deep = file.mode.startswith(("I", "F"))
+            grid = np.asarray(file if deep else file.convert("L"))
+            scale = 1 if file.mode == "F" else 65535 if deep else 255
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: can not be read as a mask: {error}") from error
+    if grid.max() <= 1:
+        scale = 1
+    return grid > scale / 2, float(((grid != 0) & (grid != scale)).mean())
+
+
+def same_aspect(mask: tuple[int, ...], film: tuple[int, ...]) -> bool:
+    """Whether grids [h, w] and [H, W] may lie over the same film."""
+    return abs(mask[0] * film[1] / (mask[1] * film[0]) - 1) <= _ASPECT_TOLERANCE
+
+
 def _load_mask(
     origin: Path, name: str, film_shape: tuple[int, int]
 ) -> tuple[NDArray[np.bool_] | None, tuple[Rejected, ...]]:
     """A mask on its own grid, bool [h, w], or None where it cannot be used; and what is wrong with it."""
-    from PIL import Image
 
     def note(code: str, reason: str) -> Rejected:
         return Rejected(name, "mask", code, reason)
 
     try:
-        with Image.open(origin / name) as file:
-            deep = file.mode.startswith(("I", "F"))
-            grid = np.asarray(file if deep else file.convert("L"))
-            scale = 1 if file.mode == "F" else 65535 if deep else 255
+        lungs, between = read_mask(origin / name)
     except FileNotFoundError:
         return None, (note("mask-missing", "the file is not there; the film was imported without a mask"),)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError as error:
         return None, (note("mask-unreadable", f"{error}; the film was imported without a mask"),)
     notes = []
-    if grid.max() <= 1:
-        scale = 1
-    between = float(((grid != 0) & (grid != scale)).mean())
     if between:
-        notes.append(note("mask-not-binary", f"{between:.2%} of its pixels are neither 0 nor {scale}; cut at half"))
-    lungs = grid > scale / 2
+        notes.append(note("mask-not-binary", f"{between:.2%} of its pixels are neither clear nor set; cut at half"))
     if not lungs.any():
         return None, (*notes, note("mask-empty", "no pixel is set; the film was imported without a mask"))
     (h, w), (height, width) = lungs.shape, film_shape
-    if abs(h * width / (w * height) - 1) > _ASPECT_TOLERANCE:
+    if not same_aspect(lungs.shape, film_shape):
         reason = f"{h} x {w} pixels for a film of {height} x {width}: another aspect ratio; imported without a mask"
         return None, (*notes, note("mask-aspect", reason))
     return lungs, tuple(notes)

@@ -59,6 +59,13 @@ class Split:
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise DataError(f"{path}: columns {reader.fieldnames}, a split has {list(COLUMNS)}")
                 rows = tuple(Row(**{name: row[name] for name in COLUMNS}) for row in reader)
+            beside = path.with_suffix(".json")
+            if beside.is_file():
+                known = json.loads(beside.read_text()).get("sha256")
+                if known != hashlib.sha256(path.read_bytes()).hexdigest():
+                    raise DataError(
+                        f"{path} is not the split that {beside.name} describes: it was altered. Make it again"
+                    )
         except OSError as error:
             how = f"Make a split: lungscope data split STORE... --out {path}"
             raise DataError(f"{path}: {error.strerror}. {how}") from error
@@ -174,3 +181,14 @@ def make_split(
         "near_duplicate_pairs": near,
     }
     return Split(tuple(rows)), facts
+
+
+def parts_digest(data: Iterable[tuple[Store, Split]]) -> dict[str, str]:
+    """SHA-256 of each part's films, by store, name and content: runs of the same digests saw the same films."""
+    data = list(data)
+    films = {
+        part: sorted(f"{store.name}/{store.records[i].id}/{store.records[i].sha256}" for store, split in data
+                     for i in split.select(store, part))
+        for part in PARTS
+    }  # fmt: skip
+    return {part: hashlib.sha256("\n".join(lines).encode()).hexdigest() for part, lines in films.items()}

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope.data.duplicates import NEAR_DUPLICATE, thumbnails
+from lungscope.data.importing import read_mask, same_aspect
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
@@ -23,8 +26,7 @@ from lungscope.evaluation import metrics
 from lungscope.evaluation.bootstrap import bootstrap, bootstrap_confusion, bootstrap_mean
 from lungscope.evaluation.calibration import softmax
 from lungscope.pipeline import Analyzer
-from lungscope.radiograph import Geometry
-from lungscope.readers import read
+from lungscope.radiograph import Geometry, Pixels
 from lungscope.report import Failure, Report
 
 Mask = NDArray[np.bool_]
@@ -37,21 +39,25 @@ ZONES = ("A", "B", "C", "D", "E", "F")
 WORST = 0.05
 
 
-def read_mask(path: Path) -> Mask:
-    """A mask file as bool [H, W]: set where the grey value is above the middle of its range."""
-    return read(path).pixels > 0.5
+def truth_in(path: Path) -> Mask:
+    """A mask file as bool [H, W], read as `data import` reads it. Raises DataError where it is missing, unreadable or
+    empty."""
+    try:
+        mask, _ = read_mask(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the mask is not there. Import the set again") from error
+    return mask
 
 
 def on_grid(mask: Mask, shape: tuple[int, int]) -> Mask:
     """Bring a mask [H, W] to another grid over the same film; a cell is set where at least half of it is."""
     if mask.shape == shape:
         return mask
-    if mask.shape[0] * shape[1] != mask.shape[1] * shape[0]:
+    if not same_aspect(mask.shape, shape):
         raise DataError(f"a mask of {mask.shape[0]}x{mask.shape[1]} does not lie on a film of {shape[0]}x{shape[1]}")
-    side = max(shape)
-    square = Geometry.letterbox(mask.shape, side).to_network(mask) >= 0.5
-    rows, columns = (side - shape[0]) // 2, (side - shape[1]) // 2
-    return square[rows : rows + shape[0], columns : columns + shape[1]]
+    how = cv2.INTER_AREA if mask.shape[0] >= shape[0] else cv2.INTER_LINEAR
+    resized: Mask = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=how) >= 0.5
+    return resized
 
 
 def analyze_each(
@@ -93,7 +99,9 @@ def score_segmenter(
     rows: list[dict[str, Any]] = []
     for i, mask in zip(chosen, found, strict=True):
         record = store.records[i]
-        truth = read_mask(store.origin / record.mask)
+        truth = truth_in(store.origin / record.mask)
+        if not truth.any():
+            raise DataError(f"{store.origin / record.mask}: the mask is empty. Import the set again")
         failed = isinstance(mask, Failure)
         predicted = np.zeros(truth.shape, np.bool_) if failed else on_grid(mask, truth.shape)
         scores = {name: float(value[0]) for name, value in metrics.score_masks(predicted, truth).items()}
@@ -192,6 +200,13 @@ def score_classifier(
     def of_films(statistic: Callable[[Any, Any], float]) -> list[float | None]:
         return _interval(bootstrap(lambda i: statistic(found.truth[i], probabilities[i]), found.groups, resamples=500))
 
+    def of_class(name: str, c: int) -> list[float | None]:
+        def statistic(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+            values: NDArray[np.float64] = getattr(metrics.per_class(confusion), name)[..., c]
+            return values
+
+        return _interval(bootstrap_confusion(statistic, found.truth, predicted, k, found.groups))
+
     return {
         "store": store.name,
         "part": part,
@@ -204,6 +219,10 @@ def score_classifier(
             "macro_auc": of_films(metrics.macro_auc),
             "ece": of_films(metrics.ece),
             "log_loss": of_films(metrics.log_loss),
+        },
+        "class_intervals": {
+            label: {name: of_class(name, c) for name in ("sensitivity", "specificity", "f1")}
+            for c, label in enumerate(found.labels)
         },
         "accuracy_all": float(right.sum() / total),
         "abstain_below": spec.abstain_below,
@@ -237,7 +256,7 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
 
     def truth(name: str, shape: tuple[int, int]) -> dict[str, Mask]:
         masks = {kind: folder / kind / f"{Path(name).stem}.png" for kind in ("lungs", *findings)}
-        return {kind: on_grid(read_mask(path), shape) for kind, path in masks.items() if path.exists()}
+        return {kind: on_grid(truth_in(path), shape) for kind, path in masks.items() if path.exists()}
 
     def keep(n: int, report: Report) -> dict[str, Any]:
         drawn = truth(rows[n]["image"], report.film.shape)
@@ -291,8 +310,13 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
     }
 
 
-def score_severity(analyzer: Analyzer, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+def score_severity(
+    analyzer: Analyzer, folder: Path, progress: Progress | None = None, *, known: Sequence[tuple[Store, Split]] = ()
+) -> dict[str, Any]:
     """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
+
+    known: what the networks were trained and chosen on. Films that are near-duplicates of its train and val parts are
+    named in "seen", and left out of "global" and "zones"; "with_seen" has both for all films.
 
     `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's
     is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands
@@ -301,18 +325,59 @@ def score_severity(analyzer: Analyzer, folder: Path, progress: Progress | None =
     columns = {f"{reader}-{zone}" for reader in "SJ" for zone in (*ZONES, "Global")}
     rows = _table(folder / "brixia.csv", {"image", "patient"} | columns)
 
-    def keep(n: int, report: Report) -> dict[str, Any]:
+    def keep(n: int, report: Report) -> tuple[dict[str, Any], NDArray[np.float32]]:
         if report.severity is None:
             raise BundleError("this bundle gives no severity")
-        return report.severity.to_json()
+        return report.severity.to_json(), _thumbnails(report.film.pixels)
 
     results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
-    done = [(row, result) for row, result in zip(rows, results, strict=True) if not isinstance(result, Failure)]
+    done = [(row, *result) for row, result in zip(rows, results, strict=True) if not isinstance(result, Failure)]
+    if not done:
+        raise DataError(f"{folder}: none of {len(rows)} films could be analysed; the first one: {results[0].message}")
+    seen = _seen(np.stack([thumbs for *_, thumbs in done]), known)
+    unseen = [(row, result) for (row, result, _), known_ in zip(done, seen, strict=True) if not known_]
+    agreement = _agreement(folder, [(row, result) for row, result, _ in done])
+    return {
+        "films": len(rows),
+        "failed": [
+            {"id": row["image"], "message": r.message}
+            for row, r in zip(rows, results, strict=True)
+            if isinstance(r, Failure)
+        ],
+        "seen": [row["image"] for (row, *_), known_ in zip(done, seen, strict=True) if known_],
+        "scored": len(unseen),
+        **(_agreement(folder, unseen) if unseen else {}),
+        "with_seen": agreement,
+    }
+
+
+def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
+    """A film as f32 [2, 32*32] unit rows: letterboxed as stores hold it, and squashed as some published sets are."""
+    side = max(pixels.shape)
+    forms = [Geometry.letterbox(pixels.shape, side).to_network(pixels), pixels]
+    return np.concatenate([thumbnails(np.rint(form * 255).astype(np.uint8)[None]) for form in forms])
+
+
+def _seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> NDArray[np.bool_]:
+    """Which of N films, f32 [N, forms, 32*32], are near-duplicates of a film of the train and val parts of `known`."""
+    seen = np.zeros(len(thumbs), np.bool_)
+    for store, split in known:
+        indices = [i for part in ("train", "val") for i in split.select(store, part)]
+        theirs = thumbnails(store.images[indices])
+        seen |= (thumbs @ theirs.T > NEAR_DUPLICATE).any((1, 2))
+    return seen
+
+
+def _agreement(folder: Path, done: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> dict[str, Any]:
+    """Rank correlation of us and the two readers of each other, over films ("global") and over zones."""
     patients = [row["patient"] or row["image"] for row, _ in done]
     nan = float("nan")
     ours = np.array([[_score(result, zone) for zone in ZONES] for _, result in done], np.float64)
     total = np.array([nan if result["global"] is None else result["global"] for _, result in done], np.float64)
-    theirs = {r: np.array([[float(row[f"{r}-{zone}"]) for zone in ZONES] for row, _ in done]) for r in "SJ"}
+    try:
+        theirs = {r: np.array([[float(row[f"{r}-{zone}"]) for zone in ZONES] for row, _ in done]) for r in "SJ"}
+    except ValueError as error:
+        raise DataError(f"{folder / 'brixia.csv'}: a zone's score is no number ({error})") from error
 
     def rank(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
         return {
@@ -323,12 +388,6 @@ def score_severity(analyzer: Analyzer, folder: Path, progress: Progress | None =
         }
 
     return {
-        "films": len(rows),
-        "failed": [
-            {"id": row["image"], "message": r.message}
-            for row, r in zip(rows, results, strict=True)
-            if isinstance(r, Failure)
-        ],
         "global": {
             "ours_senior": rank(total, theirs["S"].sum(1)),
             "ours_junior": rank(total, theirs["J"].sum(1)),

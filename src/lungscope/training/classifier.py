@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from lungscope.bundle import Bundle
-from lungscope.data.split import Split
+from lungscope.data.split import Split, parts_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
 from lungscope.stages.classification import Input, ViewSpec
@@ -103,6 +103,10 @@ def train_classifier(
     films = views[0] if len(views) == 1 else np.concatenate(views)
     truth = np.array(labels, np.int64)
     train, val = (LabelledViews(films, truth, parts[part]) for part in ("train", "val"))
+    if not len(train) or not len(val):
+        raise DataError(
+            f"{len(train)} training and {len(val)} validation films have a label and lungs; both are needed"
+        )
     facts = {
         "network": recipe.network,
         "labels": names,
@@ -111,6 +115,7 @@ def train_classifier(
         "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
         "stores": [store.name for store, _ in data],
         "films": {"train": len(train), "val": len(val)},
+        "parts": parts_digest(data),
     }
     run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
     return run.fit(

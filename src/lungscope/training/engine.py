@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import sys
 import time
@@ -38,6 +39,9 @@ from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
 
+#: Added to the seed with every phase.
+PHASE_SEED = 15_485_863
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -53,7 +57,7 @@ class Hardware:
         """The name that `lightning.Trainer` takes."""
         if self.precision != "auto":
             return self.precision
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and self.accelerator != "cpu":
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16-mixed" if fast else "32-true"
@@ -105,8 +109,15 @@ class Task(lightning.LightningModule):
             steps = int(self.trainer.estimated_stepping_batches)
             cycle = OneCycleLR(optimizer, self.phase.lr, total_steps=steps, pct_start=schedule.warmup)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        # As Keras counts, which the paper uses: the rate falls at the `patience`-th epoch without an improvement of
+        # 1e-4. torch waits one epoch more, and takes its threshold as a share.
         plateau = ReduceLROnPlateau(
-            optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.floor
+            optimizer,
+            factor=schedule.factor,
+            patience=schedule.patience - 1,
+            threshold=1e-4,
+            threshold_mode="abs",
+            min_lr=schedule.floor,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
@@ -172,9 +183,11 @@ class KeepBest(Callback):
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        score = metrics[self.recipe.best.monitor]
-        better = self.best is None or (score < self.best) == (self.recipe.best.mode == "min")
+        # Others are still those of the epoch before.
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
+        score, best = metrics[self.recipe.best.monitor], self.best
+        beats = best is None or (score < best if self.recipe.best.mode == "min" else score > best)
+        better = math.isfinite(score) and beats
         log.info(
             "size %d epoch %d/%d (%.0f s) %s%s",
             self.phase.size,
@@ -220,8 +233,16 @@ class Run:
                 network = build_network(phase.size)
                 if previous is not None:
                     load_weights(network, previous)
-                self._fit_phase(build_task(network, phase), phase, folder)
+                task = build_task(network, phase)
+                # Phases of one size must not draw the same numbers again.
+                task.seed += PHASE_SEED * (number - 1)
+                self._fit_phase(task, phase, folder)
                 _wait_for_all()
+                if not (folder / "weights.safetensors").exists():
+                    raise RecipeError(
+                        f"{folder}: no epoch had a finite {self.recipe.best.monitor}, so there is nothing to keep. "
+                        "Lower the learning rate, or look into the data"
+                    )
                 (folder / "done").touch()
             previous = folder / "weights.safetensors"
         if previous is None:
@@ -240,9 +261,8 @@ class Run:
         mine["initial"] = None if self.initial is None else sha256_of(self.initial)
         claim = self.folder / "run.json"
         if claim.exists():
-            # A claim may say nothing about the initial weights; then any are taken for the same.
-            theirs = {"initial": mine["initial"], **json.loads(claim.read_text())}
-            differ = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+            theirs = json.loads(claim.read_text())
+            differ = sorted(key for key in theirs if mine.get(key) != theirs[key])
             if differ:
                 raise RecipeError(
                     f"{self.folder} holds a run that differs in {', '.join(differ)}. Use another folder, or the same "
@@ -298,26 +318,26 @@ class Run:
             deterministic="warn",
         )
         last = folder / "last.ckpt"
-        train = self._loader(self.train, phase)
+        train = self._loader(self.train, phase, task.seed)
+        if not len(train):
+            raise RecipeError(f"{len(self.strata)} training films do not fill one batch of {recipe.batch}")
         if last.exists() and isinstance(train.sampler, EpochSampler):
             # Lightning fetches the first batch of a resumed epoch before it tells the sampler which epoch that is.
             train.sampler.set_epoch(torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
         trainer.fit(
             task,
             train,
-            self._loader(self.val, None),
+            self._loader(self.val, None, task.seed),
             ckpt_path=str(last) if last.exists() else None,
             weights_only=True,
         )
 
-    def _loader(self, films: Dataset[Any], phase: Phase | None) -> DataLoader[Any]:
+    def _loader(self, films: Dataset[Any], phase: Phase | None, seed: int) -> DataLoader[Any]:
         """Training batches of a phase, or validation batches where `phase` is None."""
         sampler = None
         if phase is not None:
             even = self.recipe.balance == "even"
-            sampler = EpochSampler(
-                len(self.strata), seed=self.seed, strata=self.strata if even else None, films=phase.films
-            )
+            sampler = EpochSampler(len(self.strata), seed=seed, strata=self.strata if even else None, films=phase.films)
         return DataLoader(
             films,
             batch_size=self.recipe.batch,

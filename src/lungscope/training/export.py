@@ -230,6 +230,12 @@ def export_bundle(
             "runs": [{**run.facts, "weights_sha256": sha256_of(run.weights)} for run in runs],
             **(facts or {}),
         }
+        if classifier is not None:
+            found_by = {member["file"]: sha256_of(folder / member["file"]) for member in members}
+            same = classifier.facts.get("segmenter") == found_by
+            document["training"]["classifier_saw_lungs_of_this_segmenter"] = same
+            if not same:
+                log.warning("the classifier was trained on lungs that another segmenter found")
         document["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
         Bundle.load(folder)
@@ -270,6 +276,7 @@ def _export_classifier(
     network = build_classifier(name, classes=len(labels), size=size)
     load_weights(network, trained.weights)
     graph = ClassifierGraph(network.eval(), name)
+    _gate_logits(network, graph, _resized(films, size))
     differences = export_graph(graph, path, _resized(films, size), ["logits", "cam"])
     view = view_spec(facts["shown"], size, facts["margin"])
     return {
@@ -281,6 +288,19 @@ def _export_classifier(
         "temperature": temperature,
         "abstain_below": abstain_below,
     }, differences
+
+
+def _gate_logits(network: nn.Module, graph: ClassifierGraph, films: NDArray[np.float32]) -> None:
+    """The map's mean plus bias must be what the network itself answers; it is not where a head is more than linear."""
+    x = torch.from_numpy(films)
+    with torch.no_grad():
+        own, summed = network(x), graph(x)[0]
+    difference, span = float((own - summed).abs().max()), max(1.0, float(own.max() - own.min()))
+    if not difference <= TOLERANCE * span:
+        raise BundleError(
+            f"{graph.name}: its logits differ by {difference:.2g} from its map's mean plus bias; the gate is "
+            f"{TOLERANCE}. Its head is not one linear layer on averaged features"
+        )
 
 
 def _resized(films: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -73,12 +73,19 @@ class Augment:
     opacity: float = 0.0
 
 
+#: By kind: its losses, what it may monitor, and what belongs to the other kind.
+KINDS = {
+    "segmenter": (("bce", "bce+dice"), ("val_loss", "val_dice"), ("label_smoothing", "drop", "drop_path")),
+    "classifier": (("cross-entropy",), ("val_loss", "val_accuracy", "val_f1"), ("opacity",)),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """See the fields of the shipped files for what each one is for.
 
     balance: draw each epoch's films evenly over stores (segmenter) or labels (classifier); `natural` takes every film
-    once.
+    once, but for the last ones where they do not fill a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages.
     """
@@ -124,9 +131,25 @@ def load_recipe(name_or_path: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name_or_path}: not valid TOML: {error}") from error
     recipe: Recipe = _build(Recipe, table, str(name_or_path))
-    if not recipe.phases:
-        raise RecipeError(f"{name_or_path}: a recipe needs at least one [[phases]]")
+    _check(recipe, str(name_or_path))
     return recipe
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Refuse what would only fail, or be passed over in silence, once training runs."""
+    if not recipe.phases:
+        raise RecipeError(f"{where}: a recipe needs at least one [[phases]]")
+    for phase in recipe.phases:
+        if phase.size % 32 or min(phase.size, phase.epochs, recipe.batch) < 1:
+            raise RecipeError(
+                f"{where}: sizes are multiples of 32, epochs and batch at least 1; got size {phase.size}, epochs "
+                f"{phase.epochs}, batch {recipe.batch}"
+            )
+    losses, monitors, others = KINDS[recipe.kind]
+    look_up(recipe.loss, losses, what=f"{where}: loss of a {recipe.kind}:", error=RecipeError)
+    look_up(recipe.best.monitor, monitors, what=f"{where}: monitor of a {recipe.kind}:", error=RecipeError)
+    if unused := [name for name in others if getattr(recipe, name, 0) or getattr(recipe.augment, name, 0)]:
+        raise RecipeError(f"{where}: a {recipe.kind} has no {', '.join(unused)}; leave it out")
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:

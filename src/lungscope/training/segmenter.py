@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lungscope.data.split import Split
+from lungscope.data.split import Split, parts_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
 from lungscope.training.augment import paint_opacities, random_affine, random_tone, to_float, warp
@@ -87,7 +87,12 @@ def train_segmenter(
     if not len(train) or not len(val):
         raise DataError(f"{len(train)} training and {len(val)} validation films have a lung mask; both are needed")
     names = [store.name for store, _ in data]
-    facts = {"network": recipe.network, "stores": names, "films": {"train": len(train), "val": len(val)}}
+    facts = {
+        "network": recipe.network,
+        "stores": names,
+        "films": {"train": len(train), "val": len(val)},
+        "parts": parts_digest(data),
+    }
     run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
     return run.fit(
         lambda size: build_segmenter(recipe.network),
