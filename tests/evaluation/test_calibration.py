@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from lungscope.evaluation import metrics
-from lungscope.evaluation.calibration import BOUNDS, fit_temperature, negative_log_likelihood, softmax
+from lungscope.evaluation.calibration import (
+    BOUNDS,
+    abstention_threshold,
+    fit_temperature,
+    negative_log_likelihood,
+    softmax,
+)
 
 
 def films(n: int = 6000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -50,3 +56,18 @@ def test_softmax_is_stable_and_its_likelihood_is_log_loss() -> None:
 def test_unusable_logits_are_refused(logits: list[object]) -> None:
     with pytest.raises(ValueError, match="finite logits"):
         fit_temperature(logits, [0])
+
+
+def test_the_abstention_threshold_by_hand() -> None:
+    def sure(*confidences: float) -> list[list[float]]:
+        return [[c, 1 - c] for c in confidences]
+
+    # Right, right, wrong, right, in falling confidence: 2 of 2 are right, then 2 of 3, then 3 of 4.
+    truth = [0, 0, 1, 0]
+    films = sure(0.9, 0.8, 0.7, 0.6)
+    assert abstention_threshold(films, truth, 0.75) == 0.6
+    assert abstention_threshold(films, truth, 0.8) == 0.8
+    assert abstention_threshold(films, [1, 1, 1, 1], 0.5) == 1.0, "not to be reached"
+    # The wrong one is as sure as a right one: they are answered together, 2 of 3.
+    assert abstention_threshold(sure(0.9, 0.8, 0.8), [0, 0, 1], 0.9) == 0.9
+    assert abstention_threshold(sure(0.9, 0.8, 0.8), [0, 0, 1], 0.6) == 0.8

@@ -26,9 +26,8 @@ from lungscope.training.export import (
     store_as_f16,
     to_onnx,
 )
-from lungscope.training.networks import build_segmenter
 from lungscope.training.weights import save_weights
-from nets import SMALL, awake_classifier
+from nets import SMALL, awake_classifier, trained_segmenter
 
 LABELS = ["COVID-19", "Normal", "Viral Pneumonia"]
 SIZE = 64
@@ -54,24 +53,6 @@ def films(n: int = 4) -> np.ndarray:
     return np.random.default_rng(0).random((n, 1, SIZE, SIZE), np.float32)
 
 
-def trained_segmenter(folder: Path) -> Trained:
-    """Weights fitted for a few steps to drawn lungs, so that the network finds some."""
-    torch.manual_seed(0)
-    network = build_segmenter("fpn-mobilenetv2")
-    film = torch.from_numpy(draw(SIZE, SIZE))[None, None]
-    x = (film + 0.03 * torch.randn(8, 1, SIZE, SIZE)).clamp(0, 1)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for _ in range(15):
-        loss = nn.functional.binary_cross_entropy_with_logits(network(x), (film < 0.5).float().expand_as(x))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    network.eval()
-    torch.optim.swa_utils.update_bn([x], network)
-    save_weights(network, folder / "weights.safetensors", {"network": "fpn-mobilenetv2", "size": SIZE})
-    return Trained.open(folder)
-
-
 def trained_classifier(folder: Path, name: str) -> Trained:
     facts = {"network": name, "size": SMALL[name], "labels": LABELS, "shown": "lungs", "margin": 0.05}
     save_weights(awake_classifier(name, SMALL[name]), folder / "weights.safetensors", facts)
@@ -80,7 +61,7 @@ def trained_classifier(folder: Path, name: str) -> Trained:
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_segmenter(tmp_path_factory.mktemp("segmenter"))
+    return Trained.open(trained_segmenter(tmp_path_factory.mktemp("segmenter"), SIZE))
 
 
 @pytest.fixture(scope="module", params=["resnet50", "coatnet0"])

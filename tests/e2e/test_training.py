@@ -1,0 +1,94 @@
+"""From films with labels to a measured bundle: the commands that docs/training.md lists, one after the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("torch", reason="needs the extra [train]")
+
+from films import draw, save
+from lungscope.bundle import Bundle
+from lungscope.cli import main as front
+from lungscope.data.split import Row, Split
+from lungscope.data.store import Store
+from nets import trained_segmenter
+
+SIZE = 64
+#: Folder of a class, and the opacities that its films show.
+CLASSES = {"COVID": [(0.5, 0.28, 0.1)], "Normal": [], "Viral Pneumonia": [(0.35, 0.72, 0.1)]}
+PARTS = ("train", "train", "train", "train", "val", "val", "test", "test")
+
+RECIPE = """
+kind = "classifier"
+reason = "For tests."
+network = "resnet50"
+phases = [{ size = 64, epochs = 2, lr = 1e-3 }]
+batch = 4
+optimizer = "adamw"
+weight_decay = 0.0
+loss = "cross-entropy"
+schedule = { name = "one-cycle", warmup = 0.3 }
+best = { monitor = "val_loss", mode = "min" }
+batch_norm_batches = 2
+"""
+
+
+def run(*arguments: object) -> Any:
+    done = CliRunner().invoke(front.app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, opacities in CLASSES.items():
+        for n in range(len(PARTS)):
+            film = draw(320, 288, opacities=opacities) + rng.normal(0, 0.03, (320, 288))
+            save(tmp_path / "films" / name / "images" / f"{name}-{n}.png", film.clip(0, 1).astype(np.float32))
+    run("data", "import", tmp_path / "films", tmp_path / "store", "--name", "drawn", "--size", SIZE)
+    store, split = Store.open(tmp_path / "store"), tmp_path / "split.csv"
+    # Drawn films resemble each other; the rule of groups has its own tests.
+    rows = [Row("drawn", r.id, r.sha256, r.label, r.id, PARTS[int(Path(r.image).stem[-1])]) for r in store.records]
+    Split(tuple(rows)).write(split, {})
+    data = ("--data", store.root, "--split", split)
+
+    segmenter, recipe = trained_segmenter(tmp_path / "segmenter", SIZE), tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    bundles = {}
+    run("export", "--segmenter", segmenter, *data, "--name", "lungs", "--no-metrics", "--out", tmp_path / "lungs")
+    for shown in ("lungs", "background"):
+        folder = tmp_path / f"run-{shown}"
+        trained = run(
+            "train", "classifier", *data, "--model", tmp_path / "lungs", "--recipe", recipe, "--input", shown,
+            "--out", folder, "--accelerator", "cpu",
+        )  # fmt: skip
+        assert 0 <= trained["metrics"]["val_accuracy"] <= 1
+        facts = json.loads((folder / "weights.json").read_text())
+        assert (facts["shown"], facts["labels"]) == (shown, ["COVID-19", "Normal", "Viral Pneumonia"])
+        bundles[shown] = tmp_path / f"bundle-{shown}"
+        manifest = run(
+            "export", "--segmenter", segmenter, "--classifier", folder, *data, "--name", shown, "--out", bundles[shown]
+        )
+        assert manifest["classifier"]["view"]["input"] == shown
+        assert manifest["training"]["classifier_saw_lungs_of_this_segmenter"] is True
+    assert len(list((store.root / "views").glob("*-views.npy"))) == 2, "each input is cut once"
+
+    bundle = Bundle.load(bundles["lungs"])
+    assert bundle.classifier is not None
+    assert 0 < bundle.classifier.abstain_below <= 1
+    result = run("evaluate", "classifier", *data, "--model", bundles["lungs"], "--control", bundles["background"])
+    row, control = result["stores"][0], result["controls"][0]["stores"][0]
+    assert (row["input"], control["input"]) == ("lungs", "background")
+    assert row["temperature"] == bundle.classifier.temperature
+    assert np.sum(row["confusion"]) == row["films"] == 6
+    low, high = row["class_intervals"]["Normal"]["specificity"]
+    assert 0 <= low <= row["classes"]["Normal"]["specificity"] <= high <= 1
+    kept = json.loads((bundle.root / "metrics.json").read_text())["classifier"][0]
+    assert kept["confusion"] == row["confusion"], "what the bundle says is what evaluation finds"
