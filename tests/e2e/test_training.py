@@ -17,26 +17,14 @@ from lungscope.bundle import Bundle
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
+from lungscope.training import recipe as recipe_module
 from nets import trained_segmenter
 
 SIZE = 64
 #: Folder of a class, and the opacities that its films show.
 CLASSES = {"COVID": [(0.5, 0.28, 0.1)], "Normal": [], "Viral Pneumonia": [(0.35, 0.72, 0.1)]}
+RECIPES = Path(recipe_module.__file__).parent / "recipes"
 PARTS = ("train", "train", "train", "train", "val", "val", "test", "test")
-
-RECIPE = """
-kind = "classifier"
-reason = "For tests."
-network = "resnet50"
-phases = [{ size = 64, epochs = 2, lr = 1e-3 }]
-batch = 4
-optimizer = "adamw"
-weight_decay = 0.0
-loss = "cross-entropy"
-schedule = { name = "one-cycle", warmup = 0.3 }
-best = { monitor = "val_loss", mode = "min" }
-batch_norm_batches = 2
-"""
 
 
 def run(*arguments: object) -> Any:
@@ -60,14 +48,15 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     data = ("--data", store.root, "--split", split)
 
     segmenter, recipe = trained_segmenter(tmp_path / "segmenter", SIZE), tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE)
+    # The shipped recipe, for twelve films.
+    recipe.write_text((RECIPES / "classifier-control.toml").read_text().replace("batch = 32", "batch = 4"))
     bundles = {}
     run("export", "--segmenter", segmenter, *data, "--name", "lungs", "--no-metrics", "--out", tmp_path / "lungs")
     for shown in ("lungs", "background"):
         folder = tmp_path / f"run-{shown}"
         trained = run(
-            "train", "classifier", *data, "--model", tmp_path / "lungs", "--recipe", recipe, "--input", shown,
-            "--out", folder, "--accelerator", "cpu",
+            "train", "classifier", *data, "--model", tmp_path / "lungs", "--recipe", recipe, "--network", "resnet50",
+            "--input", shown, "--out", folder, "--accelerator", "cpu",
         )  # fmt: skip
         assert 0 <= trained["metrics"]["val_accuracy"] <= 1
         facts = json.loads((folder / "weights.json").read_text())

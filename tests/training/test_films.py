@@ -37,7 +37,7 @@ def test_processes_share_one_order_between_them(strata: list[int] | None, monkey
     alone = list(sampler)
     shares = []
     for rank in range(3):
-        monkeypatch.setattr(films, "world", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(films, "rank_and_world_size", lambda rank=rank: (rank, 3))
         assert len(sampler) == 13
         shares.append(list(sampler))
     assert [i for step in zip(*shares, strict=True) for i in step] == alone[:39]

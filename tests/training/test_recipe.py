@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lungscope.errors import RecipeError
-from lungscope.training.networks import CLASSIFIERS, SEGMENTERS, STRIDE
-from lungscope.training.recipe import load_recipe, recipe_names
+from lungscope.training.networks import CLASSIFIERS, SEGMENTERS
+from lungscope.training.recipe import STRIDE, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lungscope.bundle import locate, sha256_of
+from lungscope.cli.doctor import processor
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
@@ -145,7 +145,7 @@ def _facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
         "commit": _commit(),
         "versions": analyzer.versions,
         "hardware": {
-            "processor": _processor(),
+            "processor": processor()["name"],
             "cores": os.cpu_count(),
             "device": analyzer.device,
             "precision": analyzer.precision,
@@ -163,16 +163,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:

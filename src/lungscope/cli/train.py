@@ -19,7 +19,7 @@ from lungscope.errors import UsageError, look_up
 from lungscope.stages.classification import INPUTS, Input
 from lungscope.training.classifier import train_classifier
 from lungscope.training.engine import Hardware
-from lungscope.training.films import world
+from lungscope.training.films import rank_and_world_size
 from lungscope.training.recipe import Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
 
@@ -130,7 +130,7 @@ def _log_to_terminal() -> None:
 
 
 def _finish(weights: Path, as_json: bool) -> None:
-    if world()[0]:
+    if rank_and_world_size()[0]:
         return
     facts = json.loads(weights.with_suffix(".json").read_text())
     result = {

@@ -107,6 +107,7 @@ def _extract(
         try:
             with bundle.open(info) as source, part.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 2**20)
+        # NotImplementedError is zipfile's word for a compression that it does not know.
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             broken[name] = f"the archive is broken here: {error}"
             target.unlink(missing_ok=True)

@@ -381,7 +381,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
     """A mask file as bool [h, w], set above half of its range (0..1 where nothing is above 1), and the share of its
     pixels that are neither clear nor set.
 
-    Raises FileNotFoundError, or DataError for a file that can not be read.
+    Raises DataError for a file that is missing or can not be read.
     """
     from PIL import Image
 
@@ -390,8 +390,8 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
             deep = file.mode.startswith(("I", "F"))
             grid = np.asarray(file if deep else file.convert("L"))
             scale = 1 if file.mode == "F" else 65535 if deep else 255
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the mask is not there. Import the set again") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: can not be read as a mask: {error}") from error
     if grid.max() <= 1:
@@ -412,10 +412,10 @@ def _load_mask(
     def note(code: str, reason: str) -> Rejected:
         return Rejected(name, "mask", code, reason)
 
+    if not (origin / name).exists():
+        return None, (note("mask-missing", "the file is not there; the film was imported without a mask"),)
     try:
         lungs, between = read_mask(origin / name)
-    except FileNotFoundError:
-        return None, (note("mask-missing", "the file is not there; the film was imported without a mask"),)
     except DataError as error:
         return None, (note("mask-unreadable", f"{error}; the film was imported without a mask"),)
     notes = []

@@ -40,13 +40,8 @@ WORST = 0.05
 
 
 def truth_in(path: Path) -> Mask:
-    """A mask file as bool [H, W], read as `data import` reads it. Raises DataError where it is missing, unreadable or
-    empty."""
-    try:
-        mask, _ = read_mask(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the mask is not there. Import the set again") from error
-    return mask
+    """A mask file as bool [H, W], read as `data import` reads it. Raises DataError where that fails."""
+    return read_mask(path)[0]
 
 
 def on_grid(mask: Mask, shape: tuple[int, int]) -> Mask:
@@ -88,7 +83,8 @@ def score_segmenter(
     Distances are in pixels of the mask's own grid. A film that could not be analysed counts as an empty mask: Dice 0,
     and an undefined distance. Means come with 95 % bootstrap intervals over groups.
     """
-    chosen = [i for i in split.select(store, part) if store.records[i].mask]
+    masks = {i: path for i in split.select(store, part) if (path := store.mask_path_of(store.records[i]))}
+    chosen = list(masks)
     if not chosen:
         raise DataError(f"{store.name}: no film of part {part!r} has a lung mask. `data audit` shows which have one")
 
@@ -97,11 +93,10 @@ def score_segmenter(
 
     found = analyze_each(analyzer, [store.path_of(store.records[i]) for i in chosen], keep, progress)
     rows: list[dict[str, Any]] = []
-    for i, mask in zip(chosen, found, strict=True):
-        record = store.records[i]
-        truth = truth_in(store.origin / record.mask)
+    for (i, path), mask in zip(masks.items(), found, strict=True):
+        record, truth = store.records[i], truth_in(path)
         if not truth.any():
-            raise DataError(f"{store.origin / record.mask}: the mask is empty. Import the set again")
+            raise DataError(f"{path}: the mask is empty. Import the set again")
         failed = isinstance(mask, Failure)
         predicted = np.zeros(truth.shape, np.bool_) if failed else on_grid(mask, truth.shape)
         scores = {name: float(value[0]) for name, value in metrics.score_masks(predicted, truth).items()}
@@ -335,8 +330,8 @@ def score_severity(
     if not done:
         raise DataError(f"{folder}: none of {len(rows)} films could be analysed; the first one: {results[0].message}")
     seen = _seen(np.stack([thumbs for *_, thumbs in done]), known)
-    unseen = [(row, result) for (row, result, _), known_ in zip(done, seen, strict=True) if not known_]
-    agreement = _agreement(folder, [(row, result) for row, result, _ in done])
+    scored = [(row, result) for row, result, _ in done]
+    unseen = [film for film, was_seen in zip(scored, seen, strict=True) if not was_seen]
     return {
         "films": len(rows),
         "failed": [
@@ -344,10 +339,10 @@ def score_severity(
             for row, r in zip(rows, results, strict=True)
             if isinstance(r, Failure)
         ],
-        "seen": [row["image"] for (row, *_), known_ in zip(done, seen, strict=True) if known_],
+        "seen": [row["image"] for (row, _), was_seen in zip(scored, seen, strict=True) if was_seen],
         "scored": len(unseen),
         **(_agreement(folder, unseen) if unseen else {}),
-        "with_seen": agreement,
+        "with_seen": _agreement(folder, scored),
     }
 
 

@@ -83,7 +83,7 @@ def find(inputs: Iterable[Path]) -> list[Path]:
 
 def absolute(path: Path) -> Path:
     """`path` from the root, without "." and ".."; links stay as they are."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 — resolve() would follow links
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _expand(path: Path, seen: set[Path]) -> list[Path]:

@@ -122,5 +122,5 @@ def train_classifier(
         lambda size: build_classifier(
             recipe.network, classes=len(names), size=size, drop=recipe.drop, drop_path=recipe.drop_path
         ),
-        lambda network, phase: ClassifierTask(network, recipe, phase, seed, len(names)),
+        lambda network, phase, seed: ClassifierTask(network, recipe, phase, seed, len(names)),
     )

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lungscope.bundle import sha256_of
 from lungscope.errors import RecipeError
-from lungscope.training.films import EpochSampler, world
+from lungscope.training.films import EpochSampler, rank_and_world_size
 from lungscope.training.recipe import Phase, Recipe, as_table
 from lungscope.training.weights import load_weights, save_weights
 from lungscope.writers.atomic import write_text
@@ -153,7 +153,7 @@ def refresh_batch_norm(task: Task, loader: DataLoader[Any], batches: int) -> Non
 
     with torch.no_grad():
         update_bn(inputs(), task.network)
-        processes = world()[1]
+        processes = rank_and_world_size()[1]
         if processes > 1:
             for buffer in task.network.buffers():
                 if buffer.is_floating_point():
@@ -220,8 +220,8 @@ class Run:
     def fit(self, build_network: Any, build_task: Any) -> Path:
         """Train phase after phase; a phase that is done is skipped, one that was cut off goes on from its last epoch.
 
-        build_network: size → nn.Module. build_task: (network, phase) → Task. Returns the path of the run's weights.
-        Raises RecipeError where `folder` already holds a run of another recipe or seed.
+        build_network: size → nn.Module. build_task: (network, phase, seed) → Task. Returns the path of the run's
+        weights. Raises RecipeError where `folder` already holds a run of another recipe or seed.
         """
         self._claim_folder()
         torch.set_float32_matmul_precision("high")
@@ -233,10 +233,9 @@ class Run:
                 network = build_network(phase.size)
                 if previous is not None:
                     load_weights(network, previous)
-                task = build_task(network, phase)
                 # Phases of one size must not draw the same numbers again.
-                task.seed += PHASE_SEED * (number - 1)
-                self._fit_phase(task, phase, folder)
+                seed = self.seed + PHASE_SEED * (number - 1)
+                self._fit_phase(build_task(network, phase, seed), phase, folder)
                 _wait_for_all()
                 if not (folder / "weights.safetensors").exists():
                     raise RecipeError(
@@ -248,7 +247,7 @@ class Run:
         if previous is None:
             raise RecipeError("a recipe needs at least one phase")
         final = self.folder / "weights.safetensors"
-        if world()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             network = build_network(self.recipe.phases[-1].size)
             load_weights(network, previous)
             save_weights(network, final, json.loads(previous.with_suffix(".json").read_text()))
@@ -351,5 +350,5 @@ class Run:
 
 def _wait_for_all() -> None:
     """Wait until every process that trains together is here: what one writes, the others read."""
-    if world()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         distributed.barrier()

@@ -68,7 +68,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.films // world()[1]
+        return self.films // rank_and_world_size()[1]
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
@@ -76,11 +76,11 @@ class EpochSampler(Sampler[int]):
             order = torch.randperm(self.n, generator=generator)[: self.films]
         else:
             order = torch.multinomial(self.weights, self.films, replacement=True, generator=generator)
-        rank, processes = world()
-        yield from order[rank::processes][: len(self)].tolist()
+        rank, size = rank_and_world_size()
+        yield from order[rank::size][: len(self)].tolist()
 
 
-def world() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's rank and how many processes train together: (0, 1) where one trains alone."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()

@@ -17,6 +17,7 @@ from timm.models.maxxvit import checkpoint_filter_fn
 from torch import nn
 
 from lungscope.errors import RecipeError, look_up
+from lungscope.training.recipe import STRIDE
 
 #: The paper's fifteen segmenters: three decoders over five encoders (paper, Tables 1-3).
 DECODERS = {"unet": smp.Unet, "linknet": smp.Linknet, "fpn": smp.FPN}
@@ -31,9 +32,6 @@ SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS f
 
 #: The paper's ensemble (paper, "Selection").
 PAPER_ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
-
-#: Sides must be a multiple of this, so that every decoder's skip connections line up.
-STRIDE = 32
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,9 @@ class Augment:
     opacity: float = 0.0
 
 
+#: Sides must be a multiple of this, so that every decoder's skip connections line up.
+STRIDE = 32
+
 #: By kind: its losses, what it may monitor, and what belongs to the other kind.
 KINDS = {
     "segmenter": (("bce", "bce+dice"), ("val_loss", "val_dice"), ("label_smoothing", "drop", "drop_path")),
@@ -140,9 +143,9 @@ def _check(recipe: Recipe, where: str) -> None:
     if not recipe.phases:
         raise RecipeError(f"{where}: a recipe needs at least one [[phases]]")
     for phase in recipe.phases:
-        if phase.size % 32 or min(phase.size, phase.epochs, recipe.batch) < 1:
+        if phase.size % STRIDE or min(phase.size, phase.epochs, recipe.batch) < 1:
             raise RecipeError(
-                f"{where}: sizes are multiples of 32, epochs and batch at least 1; got size {phase.size}, epochs "
+                f"{where}: sizes are multiples of {STRIDE}, epochs and batch at least 1; got size {phase.size}, epochs "
                 f"{phase.epochs}, batch {recipe.batch}"
             )
     losses, monitors, others = KINDS[recipe.kind]

@@ -96,5 +96,5 @@ def train_segmenter(
     run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
     return run.fit(
         lambda size: build_segmenter(recipe.network),
-        lambda network, phase: SegmenterTask(network, recipe, phase, seed, names),
+        lambda network, phase, seed: SegmenterTask(network, recipe, phase, seed, names),
     )
