@@ -74,7 +74,7 @@ def write_bundle(
     threshold: float = 0.5,
     classifier: bool = True,
     labels: Sequence[str] = LABELS,
-    abstain_below: float = 0.5,
+    thresholds: Sequence[float] | None = (0.5, 0.5, 0.5),
     crop: bool = True,
     steep: float = 40,
 ) -> Path:
@@ -86,7 +86,7 @@ def write_bundle(
         write_segmenter(root / name, dark=dark, steep=steep)
         members.append({"network": f"threshold-{dark}", "file": name})
     document: dict[str, Any] = {
-        "schema_version": "1",
+        "schema_version": "2",
         "name": "tiny",
         "version": "0.1.0",
         "created": "2026-01-01T00:00:00Z",
@@ -105,7 +105,7 @@ def write_bundle(
             "bias": list(BIAS),
             "view": {"input": "lungs", "crop": crop, "margin": 0.05, "size": SIZE},
             "temperature": 1.0,
-            "abstain_below": abstain_below,
+            "conformal": None if thresholds is None else {"coverage": 0.9, "thresholds": list(thresholds)},
         }
     (root / "LICENCE").write_text("Apache-2.0\n", encoding="utf-8")
     seal(root, document)

@@ -75,7 +75,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema_version="2"), "schema_version '2'; this lungscope reads '1'"),
+        (lambda d: d.update(schema_version="1"), "schema_version '1'; this lungscope reads '2'"),
         (lambda d: d.update(segmentr=1), "'segmentr' does not exist.*Did you mean 'segmenter'"),
         (lambda d: d["segmenter"].update(treshold=1), "Did you mean 'threshold'"),
         (lambda d: d["classifier"].pop("bias"), "'bias' missing"),
@@ -83,7 +83,10 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         (lambda d: d["classifier"].update(bias=[0.0, "1", 2]), "a list of numbers"),
         (lambda d: d["classifier"].update(labels=["a", "a", "b"]), "all different"),
         (lambda d: d["classifier"].update(temperature=0), r"must lie in 0\.001"),
-        (lambda d: d["classifier"].update(abstain_below=True), "a number is needed"),
+        (lambda d: d["classifier"].update(conformal=True), "an object is needed"),
+        (lambda d: d["classifier"]["conformal"].update(coverage=True), "a number is needed"),
+        (lambda d: d["classifier"]["conformal"].update(thresholds=[0.5, 0.5]), r"3 numbers in 0\.\.1"),
+        (lambda d: d["classifier"]["conformal"].update(thresholds=[0.5, 0.5, 1.5]), r"3 numbers in 0\.\.1"),
         (lambda d: d["classifier"]["view"].update(input="lung"), "Did you mean 'lungs'"),
         (lambda d: d["classifier"]["view"].update(crop=1), "true or false"),
         (lambda d: d["segmenter"].update(pool="median"), "Allowed: mean, union, vote"),

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from lungscope.errors import BundleError, look_up
 from lungscope.runtime import Weights
-from lungscope.stages.classification import INPUTS, ClassifierSpec, ViewSpec
+from lungscope.stages.classification import INPUTS, ClassifierSpec, Conformal, ViewSpec
 from lungscope.stages.segmentation import POOLS, SegmenterSpec
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 EMBEDDED = Path(__file__).parent / "models"
 
 
@@ -174,7 +174,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
 
 
 def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> ClassifierSpec:
-    section.keys(required="network file labels bias view temperature abstain_below")
+    section.keys(required="network file labels bias view temperature conformal")
     view = section.section("view")
     view.keys(required="input crop margin size")
     labels = section.texts("labels")
@@ -192,8 +192,16 @@ def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> Cl
         bias=bias,
         view=ViewSpec(view.choice("input", INPUTS), crop, view.number("margin", 0, 1), view.count("size")),
         temperature=section.number("temperature", 1e-3, 1e3),
-        abstain_below=section.number("abstain_below", 0, 1),
+        conformal=None if section.values["conformal"] is None else _conformal(section.section("conformal"), labels),
     )
+
+
+def _conformal(section: _Section, labels: tuple[str, ...]) -> Conformal:
+    section.keys(required="coverage thresholds")
+    thresholds = section.numbers("thresholds")
+    if len(thresholds) != len(labels) or not all(0 <= threshold <= 1 for threshold in thresholds):
+        section.fail(f"'thresholds' are {list(thresholds)}; {len(labels)} numbers in 0..1 are needed")
+    return Conformal(section.number("coverage", 0, 1), thresholds)
 
 
 class _Section:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from bundles import write_bundle
 from films import TISSUE, draw, save
 from lungscope.cli.analyze import TABLE_ROWS, demo_film, films_in, run_films
 from lungscope.errors import LungscopeError, UsageError
@@ -95,6 +96,16 @@ def test_all_done_is_status_zero_and_a_table(tiny: Path, tmp_path: Path) -> None
     assert "Normal" in done.stdout
     assert "Not for diagnosis." in done.stdout
     assert {path.name for path in (tmp_path / "out" / "one [bold]").iterdir()} == {"report.json"}
+
+
+def test_a_film_without_an_answer_says_what_it_may_be(tmp_path: Path) -> None:
+    model = write_bundle(tmp_path / "model", thresholds=(0, 0, 1))
+    film = save(tmp_path / "one.png", draw())
+    done = program("analyze", film, "--out", tmp_path / "out", "--model", model, "--write", "json")
+    assert done.returncode == 0, done.stderr
+    assert "no answer" in done.stdout
+    row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert (row["abstained"], row["conformal_set"]) == (True, ["COVID-19", "Normal"])
 
 
 def test_analyze_loads_no_torch(tiny: Path, tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
 
     bundle = Bundle.load(bundles["lungs"])
     assert bundle.classifier is not None
-    assert 0 < bundle.classifier.abstain_below <= 1
+    assert bundle.classifier.conformal is not None
+    assert bundle.classifier.conformal.coverage == 0.95
     result = run("evaluate", "classifier", *data, "--model", bundles["lungs"], "--control", bundles["background"])
     row, control = result["stores"][0], result["controls"][0]["stores"][0]
     assert (row["input"], control["input"]) == ("lungs", "background")

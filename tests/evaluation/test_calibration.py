@@ -10,11 +10,12 @@ import pytest
 from lungscope.evaluation import metrics
 from lungscope.evaluation.calibration import (
     BOUNDS,
-    abstention_threshold,
+    fit_conformal,
     fit_temperature,
     negative_log_likelihood,
     softmax,
 )
+from lungscope.stages.classification import Conformal
 
 
 def films(n: int = 6000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,16 +59,27 @@ def test_unusable_logits_are_refused(logits: list[object]) -> None:
         fit_temperature(logits, [0])
 
 
-def test_the_abstention_threshold_by_hand() -> None:
-    def sure(*confidences: float) -> list[list[float]]:
-        return [[c, 1 - c] for c in confidences]
+def test_conformal_thresholds_by_hand() -> None:
+    # 19 films of class 0 with probabilities 0.05, 0.10 … 0.95: the floor(20 * 0.1) = 2nd smallest, 0.10.
+    own = np.arange(1, 20) / 20
+    films = np.stack([own, 1 - own], axis=1)
+    assert fit_conformal(films, [0] * 19, 0.9) == Conformal(0.9, (own[1], 0.0)), "a class without films is always in"
+    assert fit_conformal(films, [0] * 19, 0.95).thresholds[0] == own[0]
+    assert fit_conformal(films[:18], [0] * 18, 0.95).thresholds[0] == 0, "too few to rule anything out"
 
-    # Right, right, wrong, right, in falling confidence: 2 of 2 are right, then 2 of 3, then 3 of 4.
-    truth = [0, 0, 1, 0]
-    films = sure(0.9, 0.8, 0.7, 0.6)
-    assert abstention_threshold(films, truth, 0.75) == 0.6
-    assert abstention_threshold(films, truth, 0.8) == 0.8
-    assert abstention_threshold(films, [1, 1, 1, 1], 0.5) == 1.0, "not to be reached"
-    # The wrong one is as sure as a right one: they are answered together, 2 of 3.
-    assert abstention_threshold(sure(0.9, 0.8, 0.8), [0, 0, 1], 0.9) == 0.9
-    assert abstention_threshold(sure(0.9, 0.8, 0.8), [0, 0, 1], 0.6) == 0.8
+
+@pytest.mark.parametrize("coverage", [0.8, 0.95])
+def test_sets_cover_each_class_as_often_as_stated(coverage: float) -> None:
+    logits, truth = films(40_000)
+    logits[:, 0] -= 1.5 * (truth == 0)  # A class that the network is bad at is covered as often as the others.
+    p = softmax(logits)
+    sets = fit_conformal(p[::2], truth[::2], coverage)
+    covered = sets.holds(p[1::2])[np.arange(20_000), truth[1::2]]
+    for k in range(3):
+        assert covered[truth[1::2] == k].mean() == pytest.approx(coverage, abs=0.015)
+
+
+@pytest.mark.parametrize(("films", "truth", "coverage"), [([], [], 0.9), ([[0.5, 0.5]], [0], 1.0), ([[1.0]], [], 0.9)])
+def test_sets_need_films_and_a_coverage(films: list[object], truth: list[int], coverage: float) -> None:
+    with pytest.raises(ValueError, match="coverage in 0"):
+        fit_conformal(films, truth, coverage)

@@ -149,6 +149,15 @@ def test_a_failed_film_counts_as_a_wrong_class(analyzer: Analyzer, store: tuple[
     assert result["accuracy"] == pytest.approx(right / 3)
     assert result["accuracy_all"] == pytest.approx(right / 4)
     assert result["films"] == 3 and result["input"] == "lungs"
+    # The tiny bundle's thresholds are a half, so that no set holds two classes.
+    sets, truth = result["conformal"], {row["id"]: row["label"] for row in result["per_film"]}
+    assert (sets["nominal"], sets["sizes"]["1"]) == (0.9, 3)
+    assert sets["coverage"] == pytest.approx(sum(called[i] == truth[i] for i in "abc") / 3)
+    assert {label: row["films"] for label, row in sets["classes"].items()} == {
+        "COVID-19": 1, "Normal": 2, "Viral Pneumonia": 0,
+    }  # fmt: skip
+    assert sets["classes"]["Viral Pneumonia"]["coverage"] is None
+    assert (sets["answered"], sets["accuracy_answered"]) == (1, result["accuracy"])
     json.dumps(result, allow_nan=False)
 
 

@@ -35,8 +35,7 @@ def classification(
         geometry=geometry,
         view=ViewSpec("lungs", False, 0.0, cam.shape[1]),
         temperature=1.0,
-        abstained=False,
-        abstain_below=0.0,
+        conformal=None,
     )
 
 

@@ -40,12 +40,24 @@ def test_the_map_adds_up_to_the_logits(analyzer: Analyzer) -> None:
     assert answer.to_json()["probability"] == float(answer.probabilities.max())
 
 
-@pytest.mark.parametrize(("limit", "abstained"), [(0.0, False), (1.0, True)])
-def test_abstaining_keeps_the_leading_label(tmp_path: Path, limit: float, abstained: bool) -> None:
-    answer = Analyzer(write_bundle(tmp_path, abstain_below=limit)).analyze(radiograph(draw())).classification
+@pytest.mark.parametrize(
+    ("thresholds", "held", "abstained"),
+    [
+        ((1.0, 0.2, 1.0), ["Normal"], False),
+        ((0.0, 0.2, 1.0), ["COVID-19", "Normal"], True),
+        ((0.0, 1.0, 1.0), ["COVID-19"], True),
+        ((1.0, 1.0, 1.0), [], True),
+        (None, None, False),
+    ],
+)
+def test_an_answer_is_the_leading_class_alone_in_its_set(
+    tmp_path: Path, thresholds: tuple[float, ...] | None, held: list[str] | None, abstained: bool
+) -> None:
+    answer = Analyzer(write_bundle(tmp_path, thresholds=thresholds)).analyze(radiograph(draw())).classification
     assert answer is not None
-    assert answer.abstained is abstained
-    assert answer.label == "Normal"
+    assert answer.label == "Normal", "also where it is no answer"
+    assert (answer.to_json()["conformal_set"], answer.abstained) == (held, abstained)
+    assert answer.to_json()["conformal_coverage"] == (None if thresholds is None else 0.9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -16,6 +16,7 @@ from films import draw, radiograph
 from lungscope.bundle import Bundle
 from lungscope.errors import BundleError
 from lungscope.pipeline import Analyzer
+from lungscope.stages.classification import Conformal
 from lungscope.training.export import (
     STORED_TOLERANCE,
     TOLERANCE,
@@ -120,9 +121,10 @@ def test_an_analyzer_runs_on_it(bundle: Bundle) -> None:
 
 
 def test_a_bundle_can_be_amended_and_a_tampered_one_is_refused(bundle: Bundle) -> None:
-    amended = amend_bundle(bundle, temperature=1.5, abstain_below=0.6, files={"metrics.json": "{}\n"})
+    sets = Conformal(0.9, (0.1, 0.6, 0.3))
+    amended = amend_bundle(bundle, temperature=1.5, conformal=sets, files={"metrics.json": "{}\n"})
     assert amended.classifier is not None
-    assert (amended.classifier.temperature, amended.classifier.abstain_below) == (1.5, 0.6)
+    assert (amended.classifier.temperature, amended.classifier.conformal) == (1.5, sets)
     assert "metrics.json" in Bundle.load(bundle.root).files
     (bundle.root / "metrics.json").write_text('{"accuracy": 1}\n')
     with pytest.raises(BundleError, match="altered"):

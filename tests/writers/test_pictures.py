@@ -15,6 +15,7 @@ import pytest
 from films import draw, radiograph
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER, Report
+from lungscope.stages.classification import Conformal
 from lungscope.stages.quality import Warning_
 from lungscope.writers.html import page
 from lungscope.writers.overlay import EVIDENCE_SCALE, LONG_SIDE, PANEL, heat_colour, png, render
@@ -124,6 +125,19 @@ def test_the_page_says_the_important_things_in_order(report: Report) -> None:
     for media in ("prefers-color-scheme: dark", "@page { size: A4", "@media print"):
         assert media in text
     assert "Check before" not in page(report, b"")
+
+
+def test_the_page_says_which_classes_are_not_ruled_out(report: Report) -> None:
+    def shown(*thresholds: float) -> str:
+        answer = replace(report.classification, conformal=Conformal(0.95, thresholds))
+        return page(replace(report, classification=answer), b"")
+
+    answer = report.classification
+    assert answer is not None
+    assert "Not ruled out at 95% coverage: COVID-19 or Normal. " in shown(0, 0, 1) and "No answer" in shown(0, 0, 1)
+    assert "coverage: no class. " in shown(1, 1, 1) and "No answer" in shown(1, 1, 1)
+    alone = shown(*(0.0 if label == answer.label else 1.0 for label in answer.labels))
+    assert f"coverage: {answer.label}. " in alone and "No answer" not in alone
 
 
 def test_a_page_without_a_class_or_with_one_lung(analyzer: Analyzer, report: Report) -> None:

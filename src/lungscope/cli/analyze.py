@@ -228,13 +228,19 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             continue
         table.add_row(
             film,
-            "no answer" if row["abstained"] else escape(row["label"] or "lungs only"),
+            escape(_answer(row)),
             "" if row["probabilities"] is None else f"{row['probabilities'][row['label']]:.1%}",
             "–" if row["severity"] is None else f"{row['severity']} of 18",
             " / ".join("–" if share is None else f"{share:.0f} %" for share in _extents(row)),
             escape(", ".join(row["warnings"])),
         )
     return table
+
+
+def _answer(row: dict[str, Any]) -> str:
+    if not row["abstained"]:
+        return row["label"] or "lungs only"
+    return "no answer: " + (" or ".join(row["conformal_set"]) or "no class fits")
 
 
 def _extents(row: dict[str, Any]) -> Iterator[float | None]:

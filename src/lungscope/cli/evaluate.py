@@ -244,13 +244,25 @@ def _show_classifier(result: dict[str, Any]) -> None:
             values = (_with_interval(facts[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
             table.add_row(label, str(facts["films"]), *values, _number(facts["auc"]), *map(str, counts))
         console.print(table)
-        console.print(
-            f"answered (probability >= {row['abstain_below']:.2f}): {row['answered']:.1%} of films, "
-            f"of them right {_number(row['accuracy_answered'])}"
-        )
+        if row["conformal"] is not None:
+            _show_conformal(console, row["conformal"])
     console.print(
         "In this data class, source and age go together: what the background alone tells is not about lungs, and "
         "the lungs' accuracy may hold some of it too."
+    )
+
+
+def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
+    table = Table("class", "n", "coverage [95 %]", title=f"Conformal sets, nominal coverage {sets['nominal']:.0%}")
+    for label, facts in sets["classes"].items():
+        table.add_row(label, str(facts["films"]), _with_interval(facts["coverage"], facts["interval"]))
+    films = sum(sets["sizes"].values())
+    table.add_row("all", str(films), _with_interval(sets["coverage"], sets["interval"]))
+    console.print(table)
+    sizes = ", ".join(f"{count} hold {size}" for size, count in sets["sizes"].items() if count)
+    console.print(
+        f"sets by number of classes: {sizes}; answered (the most probable class alone): {sets['answered']:.1%} of "
+        f"films, of them right {_number(sets['accuracy_answered'])}"
     )
 
 

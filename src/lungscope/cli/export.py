@@ -15,7 +15,7 @@ from rich.console import Console
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.evaluation import scoring
-from lungscope.evaluation.calibration import abstention_threshold, fit_temperature, softmax
+from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
 from lungscope.pipeline import Analyzer
 from lungscope.training.export import Trained, amend_bundle, export_bundle
 
@@ -23,8 +23,8 @@ app = typer.Typer()
 
 #: Films, drawn evenly from the validation parts, on which torch and the runtime must agree.
 PARITY_FILMS = 16
-#: Share of right answers that a film is only answered at, on the validation part.
-ANSWER_ACCURACY = 0.97
+#: Share of each class's films whose conformal set is to hold the class.
+COVERAGE = 0.95
 
 
 @app.command()
@@ -52,8 +52,8 @@ def export(
     version: Annotated[str, typer.Option("--version")] = "0.1.0",
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
-    """ONNX with its parity gates; temperature and abstention fitted on validation; metrics on test; SHA-256 of it
-    all."""
+    """ONNX with its parity gates; temperature and conformal sets fitted on validation; metrics on test; SHA-256 of
+    it all."""
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
@@ -75,9 +75,13 @@ def export(
         found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
         temperature = fit_temperature(logits, truth)
-        threshold = abstention_threshold(softmax(logits, temperature), truth, ANSWER_ACCURACY)
-        bundle = amend_bundle(bundle, temperature=temperature, abstain_below=threshold)
-        console.print(f"temperature {temperature:.3f}, no answer below {threshold:.3f} (validation, n = {len(truth)})")
+        conformal = fit_conformal(softmax(logits, temperature), truth, COVERAGE)
+        bundle = amend_bundle(bundle, temperature=temperature, conformal=conformal)
+        thresholds = ", ".join(f"{threshold:.3f}" for threshold in conformal.thresholds)
+        console.print(
+            f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
+            f"(validation, n = {len(truth)})"
+        )
     if metrics:
         result = _measure(Analyzer(bundle, streams=os.cpu_count()), stores, parts, lesions, severity)
         bundle = amend_bundle(bundle, files={"metrics.json": json.dumps(result, indent=1, allow_nan=False) + "\n"})

@@ -1,6 +1,7 @@
-"""Temperature scaling: one number that makes softmax probabilities honest without changing any decision.
+"""Honest probabilities and honest sets, both fitted on held-out films.
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
+Temperature scaling: one number that calibrates softmax without changing any decision (Guo et al. 2017, "On Calibration
+of Modern Neural Networks", section 4.2). Conformal sets: the classes that can not be ruled out at a stated coverage.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lungscope.evaluation.metrics import Floats
+from lungscope.stages.classification import Conformal
 
 #: Temperatures that are looked at. Where the logits separate the films perfectly the best one is 0, and a value at or
 #: near the lower bound is returned.
@@ -52,16 +54,25 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     return math.exp((low + high) / 2)
 
 
-def abstention_threshold(probabilities: ArrayLike, truth: ArrayLike, accuracy: float) -> float:
-    """The lowest probability at which the films answered on held-out data are right at least `accuracy` of the time.
+def fit_conformal(probabilities: ArrayLike, truth: ArrayLike, coverage: float) -> Conformal:
+    """Thresholds at which each class's sets hold the true class for `coverage` of its films, from held-out
+    probabilities [N, K] and classes [N].
 
-    probabilities [N, K], class indices [N]. 1.0 (answer hardly anything) where no threshold reaches it.
+    The threshold of a class is the floor((n + 1)(1 - coverage))-th smallest probability that its n films give it: with
+    films exchangeable with these, a new one's set then holds its class with a chance of at least `coverage`, whatever
+    the network (Vovk 2012, section 4). It is 0, which holds the class always, where n is too small for that.
+    Raises ValueError for a coverage outside 0..1 or without films.
     """
-    p = np.asarray(probabilities, np.float64)
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == np.asarray(truth)
-    order = np.argsort(-confidence, kind="stable")
-    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    # Films of equal confidence are answered together or not at all.
-    last = np.append(np.diff(confidence[order]) != 0, True)
-    good = np.flatnonzero((share >= accuracy) & last)
-    return float(confidence[order][good[-1]]) if good.size else 1.0
+    p, classes = np.asarray(probabilities, np.float64), np.asarray(truth)
+    if not 0 < coverage < 1 or p.ndim != 2 or not p.size or len(p) != len(classes):
+        raise ValueError(
+            f"a coverage in 0..1, probabilities [N, K] and classes [N] are needed; got {coverage}, shapes {p.shape} "
+            f"and {classes.shape}"
+        )
+    thresholds = []
+    for k in range(p.shape[1]):
+        own = np.sort(p[classes == k, k])
+        # The small number keeps 100 * (1 - 0.95) from being 4.999….
+        rank = math.floor((len(own) + 1) * (1 - coverage) + 1e-9)
+        thresholds.append(float(own[rank - 1]) if rank else 0.0)
+    return Conformal(coverage, tuple(thresholds))

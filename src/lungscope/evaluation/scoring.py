@@ -28,6 +28,7 @@ from lungscope.evaluation.calibration import softmax
 from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Geometry, Pixels
 from lungscope.report import Failure, Report
+from lungscope.stages.classification import Conformal
 
 Mask = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
@@ -189,7 +190,6 @@ def score_classifier(
     scores = metrics.score_classification(found.truth, probabilities, found.labels)
     predicted, k = probabilities.argmax(1), len(found.labels)
     right = predicted == found.truth
-    answered = probabilities.max(1) >= spec.abstain_below
     total = len(right) + len(found.failed)
 
     def of_films(statistic: Callable[[Any, Any], float]) -> list[float | None]:
@@ -220,9 +220,7 @@ def score_classifier(
             for c, label in enumerate(found.labels)
         },
         "accuracy_all": float(right.sum() / total),
-        "abstain_below": spec.abstain_below,
-        "answered": float(answered.mean()),
-        "accuracy_answered": metrics.or_null(float(right[answered].mean()) if answered.any() else float("nan")),
+        "conformal": None if spec.conformal is None else _score_conformal(spec.conformal, found, probabilities),
         "failed": found.failed,
         "per_film": [
             {
@@ -233,6 +231,34 @@ def score_classifier(
             }
             for id_, t, p, row in zip(found.ids, found.truth, predicted, probabilities, strict=True)
         ],
+    }
+
+
+def _score_conformal(conformal: Conformal, found: Predictions, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+    """Measured coverage of the sets, with intervals over groups; how large they are; how right single ones are."""
+    held = conformal.holds(probabilities)
+    covered = held[np.arange(len(held)), found.truth]
+    sizes = held.sum(1)
+    predicted = probabilities.argmax(1)
+    answered = (sizes == 1) & held[np.arange(len(held)), predicted]
+    right = predicted == found.truth
+    by_class = {}
+    for c, label in enumerate(found.labels):
+        own = np.flatnonzero(found.truth == c)
+        groups = [found.groups[i] for i in own]
+        by_class[label] = {
+            "films": len(own),
+            "coverage": metrics.or_null(float(covered[own].mean()) if own.size else float("nan")),
+            "interval": _interval(bootstrap_mean(covered[own], groups)) if own.size else [None, None],
+        }
+    return {
+        "nominal": conformal.coverage,
+        "coverage": float(covered.mean()),
+        "interval": _interval(bootstrap_mean(covered, found.groups)),
+        "classes": by_class,
+        "sizes": {str(size): int((sizes == size).sum()) for size in range(len(found.labels) + 1)},
+        "answered": float(answered.mean()),
+        "accuracy_answered": metrics.or_null(float(right[answered].mean()) if answered.any() else float("nan")),
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lungscope.errors import LungscopeError
 from lungscope.radiograph import Geometry, Pixels, Radiograph
@@ -47,11 +47,27 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
 
 
 @dataclass(frozen=True)
+class Conformal:
+    """A class is in a film's set where its probability reaches the class's threshold.
+
+    coverage: the share of each class's films whose set is to hold the true class, 0..1. thresholds: K probabilities.
+    Class-conditional split conformal prediction: Vovk 2012, "Conditional validity of inductive conformal predictors".
+    """
+
+    coverage: float
+    thresholds: tuple[float, ...]
+
+    def holds(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
+        """Probabilities [..., K] → bool [..., K], the classes that are in the set."""
+        return np.asarray(np.asarray(probabilities) >= np.asarray(self.thresholds), np.bool_)
+
+
+@dataclass(frozen=True)
 class ClassifierSpec:
     """weights: the file. labels: K names. bias: K numbers, logits = mean(cam) + bias. view: what the network is shown.
 
     temperature: divides the logits before softmax (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-    abstain_below: a largest probability below this is no answer.
+    conformal: None where none was fitted; the classifier then never abstains.
     """
 
     weights: Weights
@@ -59,7 +75,7 @@ class ClassifierSpec:
     bias: tuple[float, ...]
     view: ViewSpec
     temperature: float
-    abstain_below: float
+    conformal: Conformal | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Classification:
 
     labels: K names. logits, bias: f32 [K]. probabilities: f32 [K], softmax(logits / temperature).
     cam: f32 [K, h, w] in logit units over the field of view of `geometry`; mean over the cells + bias = logits.
-    label: the most probable one, also where `abstained` (its probability is below `abstain_below`).
+    label: the most probable one, also where `abstained`.
     """
 
     labels: tuple[str, ...]
@@ -80,13 +96,25 @@ class Classification:
     geometry: Geometry
     view: ViewSpec
     temperature: float
-    abstained: bool
-    abstain_below: float
+    conformal: Conformal | None
 
     @property
     def index(self) -> int:
         """Position of `label` in `labels`."""
         return self.labels.index(self.label)
+
+    @property
+    def conformal_set(self) -> tuple[str, ...] | None:
+        """The classes that can not be ruled out at the stated coverage; None where none was fitted."""
+        if self.conformal is None:
+            return None
+        held = self.conformal.holds(self.probabilities)
+        return tuple(label for label, is_in in zip(self.labels, held, strict=True) if is_in)
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the conformal set is anything but the most probable class alone."""
+        return self.conformal_set not in (None, (self.label,))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -95,7 +123,8 @@ class Classification:
             "probabilities": dict(zip(self.labels, self.probabilities.tolist(), strict=True)),
             "logits": dict(zip(self.labels, self.logits.tolist(), strict=True)),
             "abstained": self.abstained,
-            "abstain_below": self.abstain_below,
+            "conformal_set": None if self.conformal_set is None else list(self.conformal_set),
+            "conformal_coverage": None if self.conformal is None else self.conformal.coverage,
             "temperature": self.temperature,
             "input": self.view.input,
         }
@@ -132,8 +161,7 @@ class Classifier:
             geometry=geometry,
             view=spec.view,
             temperature=spec.temperature,
-            abstained=bool(probabilities[best] < spec.abstain_below),
-            abstain_below=spec.abstain_below,
+            conformal=spec.conformal,
         )
 
 

@@ -22,6 +22,7 @@ from lungscope.bundle import MANIFEST, SCHEMA_VERSION, Bundle, sha256_of
 from lungscope.errors import BundleError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
+from lungscope.stages.classification import Conformal
 from lungscope.training.classifier import view_spec
 from lungscope.training.networks import build_classifier, build_segmenter, features, head_of
 from lungscope.training.weights import HALF, load_weights
@@ -177,7 +178,7 @@ def export_bundle(
     pool: str = "mean",
     segmenter_size: int | None = None,
     temperature: float = 1.0,
-    abstain_below: float = 0.0,
+    conformal: Conformal | None = None,
     papers: dict[str, str] | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Bundle:
@@ -220,7 +221,7 @@ def export_bundle(
         }
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
-                classifier, folder / "classifier.onnx", films, temperature, abstain_below
+                classifier, folder / "classifier.onnx", films, temperature, conformal
             )
         for paper, text in (papers or {}).items():
             (folder / paper).write_text(text)
@@ -249,18 +250,18 @@ def amend_bundle(
     bundle: Bundle,
     *,
     temperature: float | None = None,
-    abstain_below: float | None = None,
+    conformal: Conformal | None = None,
     files: dict[str, str] | None = None,
 ) -> Bundle:
     """Put what was measured on a bundle into it: calibration into the manifest, text files beside it. Returns it,
     reloaded."""
     document = json.loads(json.dumps(bundle.manifest))
-    if bundle.classifier is None and (temperature is not None or abstain_below is not None):
+    if bundle.classifier is None and (temperature is not None or conformal is not None):
         raise BundleError(f"bundle {bundle.name!r} has no classifier to calibrate")
     if temperature is not None:
         document["classifier"]["temperature"] = temperature
-    if abstain_below is not None:
-        document["classifier"]["abstain_below"] = abstain_below
+    if conformal is not None:
+        document["classifier"]["conformal"] = _conformal(conformal)
     for name, text in (files or {}).items():
         write_text(bundle.root / name, text)
         document["files"][name] = sha256_of(bundle.root / name)
@@ -269,7 +270,7 @@ def amend_bundle(
 
 
 def _export_classifier(
-    trained: Trained, path: Path, films: NDArray[np.float32], temperature: float, abstain_below: float
+    trained: Trained, path: Path, films: NDArray[np.float32], temperature: float, conformal: Conformal | None
 ) -> tuple[dict[str, Any], dict[str, float]]:
     facts = trained.facts
     size, labels, name = int(facts["size"]), list(facts["labels"]), facts["network"]
@@ -286,8 +287,12 @@ def _export_classifier(
         "bias": graph.head.bias.tolist(),
         "view": {"input": view.input, "crop": view.crop, "margin": view.margin, "size": view.size},
         "temperature": temperature,
-        "abstain_below": abstain_below,
+        "conformal": None if conformal is None else _conformal(conformal),
     }, differences
+
+
+def _conformal(conformal: Conformal) -> dict[str, Any]:
+    return {"coverage": conformal.coverage, "thresholds": list(conformal.thresholds)}
 
 
 def _gate_logits(network: nn.Module, graph: ClassifierGraph, films: NDArray[np.float32]) -> None:

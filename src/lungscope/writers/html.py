@@ -136,11 +136,10 @@ def _warnings(warnings: list[dict[str, str]]) -> str:
 def _classes(answer: dict[str, Any] | None) -> str:
     if answer is None:
         return "<section><h2>Class</h2><p>This bundle only finds lungs.</p></section>"
-    if answer["abstained"]:
-        head = "No answer"
-        note = f"The largest probability is below {answer['abstain_below']:.0%}, so the classifier abstains. "
-    else:
-        head, note = answer["label"], ""
+    head, note = "No answer" if answer["abstained"] else answer["label"], ""
+    if answer["conformal_set"] is not None:
+        held = " or ".join(answer["conformal_set"]) or "no class"
+        note = f"Not ruled out at {answer['conformal_coverage']:.0%} coverage: {held}. "
     bars = "".join(
         f'<div class="class{" best" if label == answer["label"] else ""}"><span>{escape(label)}</span>'
         f'<span class="track"><i style="width:{100 * share:.2f}%"></i></span>'

@@ -38,6 +38,7 @@ def row(result: Report | Failure, folder: str) -> dict[str, Any]:
         "label": classification.get("label"),
         "probabilities": classification.get("probabilities"),
         "abstained": classification.get("abstained"),
+        "conformal_set": classification.get("conformal_set"),
         "severity": severity.get("global"),
         "zones": {name: zone and zone["score"] for name, zone in severity.get("zones", {}).items()},
         "extent_percent": severity.get("extent_percent"),
