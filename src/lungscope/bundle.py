@@ -16,6 +16,7 @@ from lungscope.stages.classification import INPUTS, ClassifierSpec, Conformal, V
 from lungscope.stages.segmentation import POOLS, SegmenterSpec
 
 MANIFEST = "manifest.json"
+MODEL_CARD = "MODEL_CARD.md"
 SCHEMA_VERSION = "2"
 EMBEDDED = Path(__file__).parent / "models"
 

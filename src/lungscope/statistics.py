@@ -6,6 +6,7 @@ An undefined value is NaN, never 0 or 1, and `summarise` says how many were defi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,3 +100,13 @@ def ratio(numerator: NDArray[np.number], denominator: NDArray[np.number]) -> Flo
 def or_null(value: float) -> float | None:
     """`value`, or None where JSON has no word for it (NaN, infinity)."""
     return value if math.isfinite(value) else None
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A score as people read it; `undefined` for None."""
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(value: float | None, interval: Sequence[float | None], digits: int = 4) -> str:
+    """A score and its interval: `0.9000 [0.8000, 0.9500]`."""
+    return f"{number(value, digits)} [{number(interval[0], digits)}, {number(interval[1], digits)}]"

@@ -28,6 +28,14 @@ def test_show_prints_the_manifest(tiny: Path) -> None:
     assert document == json.loads((tiny / "manifest.json").read_text())
 
 
+def test_show_prints_the_card_of_a_bundle_that_has_one(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    (root / "MODEL_CARD.md").write_text("# Model card\n\n| a | b |\n", encoding="utf-8")
+    seal(root, json.loads((root / "manifest.json").read_text()))
+    done = CliRunner().invoke(front.app, ["models", "show", str(root)])
+    assert (done.exit_code, done.stdout) == (0, "# Model card\n\n| a | b |\n")
+
+
 def test_verify_names_every_file(tiny: Path) -> None:
     status, document = run("models", "verify", tiny)
     assert status == 0

@@ -17,6 +17,7 @@ from lungscope.bundle import Bundle
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
+from lungscope.statistics import with_interval
 from lungscope.training import recipe as recipe_module
 from nets import trained_segmenter
 
@@ -82,3 +83,21 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     assert 0 <= low <= row["classes"]["Normal"]["specificity"] <= high <= 1
     kept = json.loads((bundle.root / "metrics.json").read_text())["classifier"][0]
     assert kept["confusion"] == row["confusion"], "what the bundle says is what evaluation finds"
+
+    # The card states what was measured, and controls where they are handed over.
+    card = (bundle.root / "MODEL_CARD.md").read_text()
+    accuracy = with_interval(row["accuracy"], row["intervals"]["accuracy"])
+    assert f"| class from the lungs alone, drawn test: accuracy | 6 | {accuracy} |" in card
+    assert "1 epochs at" in card or "2 epochs at" in card
+    assert "## Controls" not in card and "no data card" in card
+    (tmp_path / "controls.json").write_text(json.dumps(result))
+    (tmp_path / "DATA_CARD.md").write_text("# Drawn films\n")
+    run(
+        "export", "--segmenter", segmenter, "--classifier", tmp_path / "run-lungs", *data, "--no-metrics",
+        "--controls", tmp_path / "controls.json", "--paper", tmp_path / "DATA_CARD.md", "--out", tmp_path / "carded",
+    )  # fmt: skip
+    card = (tmp_path / "carded" / "MODEL_CARD.md").read_text()
+    assert "Not measured" in card and "no data card" not in card
+    shown = with_interval(control["accuracy"], control["intervals"]["accuracy"])
+    assert f"| the background, lungs blacked out | 6 | {shown} |" in card
+    assert "per_film" not in (tmp_path / "carded" / "controls.json").read_text()

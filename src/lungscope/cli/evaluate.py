@@ -23,6 +23,7 @@ from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.pipeline import Analyzer
+from lungscope.statistics import number, with_interval
 from lungscope.writers.atomic import write_text
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def segmenter(
         _with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
         for store in map(Store.open, data)
     ]
-    result: dict[str, Any] = {**_facts(analyzer, split), "stores": stores}
+    result: dict[str, Any] = {**facts(analyzer, split), "stores": stores}
     if lesions is not None:
         result["lesions"] = _with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_segmenter)
@@ -86,9 +87,9 @@ def classifier(
             for store in map(Store.open, data)
         ]
         if not result:
-            result = {**_facts(analyzer, split), "stores": rows, "controls": []}
+            result = {**facts(analyzer, split), "stores": rows, "controls": []}
         else:
-            result["controls"].append({**_facts(analyzer, split), "stores": rows})
+            result["controls"].append({**facts(analyzer, split), "stores": rows})
     _finish(result, out, json_, _show_classifier)
 
 
@@ -113,7 +114,7 @@ def pipeline(
     if severity is None and lesions is None:
         raise UsageError("Nothing to evaluate on. Give --severity, --lesions or both.")
     analyzer = Analyzer(locate(model), device=device, streams=os.cpu_count())
-    result = _facts(analyzer, split or [])
+    result = facts(analyzer, split or [])
     if severity is not None:
         parts = Split.read_all(split or [])
         known = [(Store.open(path), parts) for path in data or []]
@@ -135,7 +136,8 @@ def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) ->
         return work(lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def _facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
+def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
+    """What a result was measured with: bundle, weights, splits, commit, versions, hardware."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": analyzer.bundle.name,
@@ -176,14 +178,6 @@ def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Calla
         show(result)
 
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "undefined" if value is None else f"{value:.{digits}f}"
-
-
-def _with_interval(value: float | None, interval: list[float | None]) -> str:
-    return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
-
-
 def _show_segmenter(result: dict[str, Any]) -> None:
     table = Table(
         "store", "n", "failed", "Dice [95 %]", "5th pct.", "IoU", "accuracy", "HD95 px", title="Lung segmentation"
@@ -194,11 +188,11 @@ def _show_segmenter(result: dict[str, Any]) -> None:
             f"{row['store']} {row['part']}",
             str(row["films"]),
             str(row["failed"]),
-            _with_interval(scores["dice"]["mean"], scores["dice"]["interval"]),
-            _number(scores["dice"]["p5"]),
-            _number(scores["iou"]["mean"]),
-            _number(scores["binary_accuracy"]["mean"]),
-            _number(scores["hd95"]["mean"], 2),
+            with_interval(scores["dice"]["mean"], scores["dice"]["interval"]),
+            number(scores["dice"]["p5"]),
+            number(scores["iou"]["mean"]),
+            number(scores["binary_accuracy"]["mean"]),
+            number(scores["hd95"]["mean"], 2),
         )
     console = Console()
     console.print(table)
@@ -212,7 +206,7 @@ def _show_segmenter(result: dict[str, Any]) -> None:
 def _show_lesions(console: Console, result: dict[str, Any]) -> None:
     table = Table("", "n", "mean [95 %]", "10th pct.", title="Drawn disease")
     for name, row in result["scores"].items():
-        table.add_row(name, str(row["defined"]), _with_interval(row["mean"], row["interval"]), _number(row["p10"]))
+        table.add_row(name, str(row["defined"]), with_interval(row["mean"], row["interval"]), number(row["p10"]))
     console.print(table)
 
 
@@ -228,11 +222,11 @@ def _show_classifier(result: dict[str, Any]) -> None:
                 run["bundle"],
                 str(row["films"]),
                 str(len(row["failed"])),
-                _with_interval(row["accuracy"], row["intervals"]["accuracy"]),
-                _with_interval(row["macro_f1"], row["intervals"]["macro_f1"]),
-                _number(row["macro_auc"]),
-                _number(row["log_loss"]),
-                _number(row["ece"]),
+                with_interval(row["accuracy"], row["intervals"]["accuracy"]),
+                with_interval(row["macro_f1"], row["intervals"]["macro_f1"]),
+                number(row["macro_auc"]),
+                number(row["log_loss"]),
+                number(row["ece"]),
             )
     console.print(table)
     for row in result["stores"]:
@@ -241,8 +235,8 @@ def _show_classifier(result: dict[str, Any]) -> None:
         )
         for (label, facts), counts in zip(row["classes"].items(), row["confusion"], strict=True):
             spans = row["class_intervals"][label]
-            values = (_with_interval(facts[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
-            table.add_row(label, str(facts["films"]), *values, _number(facts["auc"]), *map(str, counts))
+            values = (with_interval(facts[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
+            table.add_row(label, str(facts["films"]), *values, number(facts["auc"]), *map(str, counts))
         console.print(table)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])
@@ -254,15 +248,15 @@ def _show_classifier(result: dict[str, Any]) -> None:
 
 def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
     table = Table("class", "n", "coverage [95 %]", title=f"Conformal sets, nominal coverage {sets['nominal']:.0%}")
-    for label, facts in sets["classes"].items():
-        table.add_row(label, str(facts["films"]), _with_interval(facts["coverage"], facts["interval"]))
+    for label, row in sets["classes"].items():
+        table.add_row(label, str(row["films"]), with_interval(row["coverage"], row["interval"]))
     films = sum(sets["sizes"].values())
-    table.add_row("all", str(films), _with_interval(sets["coverage"], sets["interval"]))
+    table.add_row("all", str(films), with_interval(sets["coverage"], sets["interval"]))
     console.print(table)
     sizes = ", ".join(f"{count} hold {size}" for size, count in sets["sizes"].items() if count)
     console.print(
         f"sets by number of classes: {sizes}; answered (the most probable class alone): {sets['answered']:.1%} of "
-        f"films, of them right {_number(sets['accuracy_answered'])}"
+        f"films, of them right {number(sets['accuracy_answered'])}"
     )
 
 
@@ -278,7 +272,7 @@ def _show_pipeline(result: dict[str, Any]) -> None:
             table.add_row(
                 title,
                 *(
-                    _with_interval(row[k]["spearman"], row[k]["interval"])
+                    with_interval(row[k]["spearman"], row[k]["interval"])
                     for k in ("ours_senior", "ours_junior", "senior_junior")
                 ),
             )

@@ -12,10 +12,14 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from lungscope.bundle import MODEL_CARD
+from lungscope.cli.evaluate import facts
 from lungscope.data.split import Split
 from lungscope.data.store import Store
+from lungscope.errors import DataError
 from lungscope.evaluation import scoring
 from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
+from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.pipeline import Analyzer
 from lungscope.training.export import Trained, amend_bundle, export_bundle
 
@@ -45,6 +49,10 @@ def export(
     severity: Annotated[
         Path | None, typer.Option("--severity", help="Films with Brixia scores, for the metrics.")
     ] = None,
+    controls: Annotated[
+        Path | None,
+        typer.Option("--controls", help="What `evaluate classifier --out` wrote of the controls, for the model card."),
+    ] = None,
     metrics: Annotated[
         bool, typer.Option(help="Measure the bundle on the test parts and keep the result in it.")
     ] = True,
@@ -52,8 +60,8 @@ def export(
     version: Annotated[str, typer.Option("--version")] = "0.1.0",
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
-    """ONNX with its parity gates; temperature and conformal sets fitted on validation; metrics on test; SHA-256 of
-    it all."""
+    """ONNX with its parity gates; temperature and conformal sets fitted on validation; metrics on test; a model card
+    made of them; SHA-256 of it all."""
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
@@ -66,7 +74,8 @@ def export(
         version=version,
         pool=pool,
         segmenter_size=segmenter_size,
-        papers={path.name: path.read_text() for path in paper or []},
+        papers={path.name: path.read_text() for path in paper or []}
+        | ({} if controls is None else {CONTROLS: _controls(controls)}),
     )
     console.print(f"{bundle.root}: graphs written, parity gates passed")
     labelled = [store for store in stores if any(record.label for record in store.records)]
@@ -83,10 +92,24 @@ def export(
             f"(validation, n = {len(truth)})"
         )
     if metrics:
-        result = _measure(Analyzer(bundle, streams=os.cpu_count()), stores, parts, lesions, severity)
-        bundle = amend_bundle(bundle, files={"metrics.json": json.dumps(result, indent=1, allow_nan=False) + "\n"})
+        analyzer = Analyzer(bundle, streams=os.cpu_count())
+        result = facts(analyzer, split) | _measure(analyzer, stores, parts, lesions, severity)
+        bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
         console.print("measured on the test parts")
+    bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
     print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)
+
+
+def _controls(path: Path) -> str:
+    """The result without its films. Raises DataError where `path` is no such result."""
+    try:
+        document = json.loads(path.read_text())
+        for run in (document, *document["controls"]):
+            for row in run["stores"]:
+                row.pop("per_film", None)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is no result of `lungscope evaluate classifier --control … --out`: {error}") from error
+    return json.dumps(document, indent=1) + "\n"
 
 
 def _films(stores: list[Store], split: Split) -> NDArray[np.float32]:

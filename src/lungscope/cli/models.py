@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from lungscope.bundle import Bundle, embedded, locate
+from lungscope.bundle import MODEL_CARD, Bundle, embedded, locate
 from lungscope.errors import BundleError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, show and verify weights bundles.")
@@ -66,12 +67,21 @@ def list_bundles(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(model: Model = None, as_json: AsJson = False) -> None:
-    """Print a bundle's manifest: networks, training data, licence, parity."""
+    """Print a bundle's model card, or its manifest where it has none: networks, training, results, limits.
+
+    With --json the manifest."""
     bundle = Bundle.load(locate(model))
+    console = Console()
     if as_json:
         typer.echo(json.dumps(bundle.manifest, indent=2))
-        return
-    Console().print_json(data=bundle.manifest)
+    elif MODEL_CARD not in bundle.files:
+        console.print_json(data=bundle.manifest)
+    else:
+        card = (bundle.root / MODEL_CARD).read_text(encoding="utf-8")
+        if console.is_terminal:
+            console.print(Markdown(card))
+        else:
+            typer.echo(card, nl=False)
 
 
 @app.command()

@@ -1,0 +1,218 @@
+"""A bundle's model card, made from the files that the bundle holds, so that no number in it is typed by hand.
+
+Sections after Mitchell et al. 2019, "Model Cards for Model Reporting". What only the authors of a bundle can say (data,
+reporting checklists) they write themselves, into files that go into the bundle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lungscope.bundle import Bundle
+from lungscope.report import DISCLAIMER
+from lungscope.statistics import number, with_interval
+
+METRICS = "metrics.json"
+CONTROLS = "controls.json"
+DATA_CARD = "DATA_CARD.md"
+REPORTING = "REPORTING.md"
+
+VIEWS = {"lungs": "the lungs alone", "image": "the whole film", "background": "the background, lungs blacked out"}
+
+
+def model_card(bundle: Bundle) -> str:
+    """The card of `bundle` as Markdown, from its manifest and, where it has them, its metrics and controls."""
+    metrics, controls = _read(bundle, METRICS), _read(bundle, CONTROLS)
+    parts = [
+        f"# Model card: {bundle.name} {bundle.version}",
+        f"**{DISCLAIMER}**",
+        _use(bundle),
+        _data(bundle),
+        _training(bundle),
+        *_results(metrics),
+        *_controls(controls),
+        *_failures(bundle, metrics),
+    ]
+    if REPORTING in bundle.files:
+        parts.append((bundle.root / REPORTING).read_text().strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(bundle: Bundle, name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((bundle.root / name).read_text()) if name in bundle.files else {}
+    return document
+
+
+def _use(bundle: Bundle) -> str:
+    networks = ", ".join(weights.network for weights in bundle.segmenter.members)
+    text = (
+        f"## Intended use\nFrontal chest films. The segmenter ({networks}, {bundle.segmenter.size}²) finds both lungs. "
+    )
+    if bundle.classifier is not None:
+        spec = bundle.classifier
+        text += (
+            f"The classifier ({spec.weights.network}, {spec.view.size}², {VIEWS[spec.view.input]}) gives calibrated "
+            f"probabilities of {', '.join(spec.labels)}, and a conformal set; a heat map shows what spoke for the "
+            "class, and severity is derived from it. "
+        )
+    return text + (
+        "For research and teaching: to train, compare and study networks.\n\n"
+        "**Not for** diagnosis, triage or any decision about a patient; lateral films; films of classes other than "
+        "these, which get one of these classes or no answer."
+    )
+
+
+def _data(bundle: Bundle) -> str:
+    where = (
+        f"[{DATA_CARD}]({DATA_CARD}) beside this file: sets, licences, parts, and what to know before believing a "
+        "number"
+        if DATA_CARD in bundle.files
+        else "not stated: this bundle has no data card"
+    )
+    return f"## Data\n{where}."
+
+
+def _training(bundle: Bundle) -> str:
+    rows = []
+    for run in bundle.manifest.get("training", {}).get("runs", []):
+        # Weights that no run of this package made say less of themselves.
+        phases = "; ".join(f"{p['epochs']} epochs at {p['size']}²" for p in run.get("recipe", {}).get("phases", []))
+        films = " / ".join(str(run.get("films", {}).get(part, "not stated")) for part in ("train", "val"))
+        best = ", ".join(f"{k} {v:.4f}" for k, v in run.get("metrics", {}).items() if k.startswith("val_"))
+        facts = (phases, run.get("precision"), best)
+        digest = f"`{run['weights_sha256'][:16]}…`"
+        rows.append((run["network"], films, *(fact or "not stated" for fact in facts), digest))
+    table = _table(("network", "films train / val", "last run", "precision", "validation, best epoch", "SHA-256"), rows)
+    return (
+        "## Training\n"
+        f"{table}\n\nThe whole recipes (optimizer, schedule, augmentation, seed) are in `manifest.json`. A run that "
+        "started from another's weights lists only its own epochs; the recipe's file says the rest."
+    )
+
+
+def _results(metrics: dict[str, Any]) -> list[str]:
+    if not metrics:
+        return ["## Results\nNot measured: this bundle was exported without metrics."]
+    rows = []
+    for row in metrics.get("segmenter", []):
+        dice, hd95 = row["scores"]["dice"], row["scores"]["hd95"]
+        rows.append(
+            (f"lungs, {row['store']} {row['part']}: strict Dice", row["films"],
+             with_interval(dice["mean"], dice["interval"]),
+             f"5th percentile {number(dice['p5'], 3)}; HD95 {number(hd95['mean'], 1)} px of the mask's grid")
+        )  # fmt: skip
+    if "lesions" in metrics:
+        scores = metrics["lesions"]["scores"]
+        for name, what in (("coverage", "drawn disease inside our lungs"), ("precision", "our lungs inside the drawn")):
+            score = scores[name]
+            rows.append(
+                (what, score["defined"], with_interval(score["mean"], score["interval"]),
+                 f"10th percentile {number(score['p10'], 3)}")
+            )  # fmt: skip
+        if "saliency_on_disease" in scores:
+            score = scores["saliency_on_disease"]
+            rows.append(
+                ("evidence for the class that lies on drawn disease", score["defined"],
+                 with_interval(score["mean"], score["interval"]),
+                 f"disease is {number(scores['disease_share']['mean'], 3)} of the lungs: what chance would give")
+            )  # fmt: skip
+    for row in metrics.get("classifier", []):
+        spans = row["intervals"]
+        what = f"class from {VIEWS[row['input']]}, {row['store']} {row['part']}"
+        rows += [
+            (f"{what}: accuracy", row["films"], with_interval(row["accuracy"], spans["accuracy"]),
+             f"films that failed: {len(row['failed'])}"),
+            (f"{what}: macro-F1", row["films"], with_interval(row["macro_f1"], spans["macro_f1"]),
+             f"macro AUC {with_interval(row['macro_auc'], spans['macro_auc'])}"),
+            (f"{what}: ECE, 15 bins", row["films"], with_interval(row["ece"], spans["ece"]),
+             f"temperature {number(row['temperature'], 2)}; log-loss {number(row['log_loss'], 3)}"),
+        ]  # fmt: skip
+    severity = metrics.get("severity", {})
+    if severity.get("global"):
+        score = severity["global"]
+        rows.append(
+            ("global severity beside the senior radiologist's Brixia score: Spearman", severity["scored"],
+             with_interval(score["ours_senior"]["spearman"], score["ours_senior"]["interval"], 2),
+             f"between the radiologists {number(score['senior_junior']['spearman'], 2)}")
+        )  # fmt: skip
+    table = _table(("what", "n", "value [95 % interval]", "beside it"), rows)
+    hardware = metrics["hardware"]
+    note = (
+        f"Measured at commit {metrics['commit'] or 'unknown'} on {hardware['cores']} cores of {hardware['processor']}, "
+        f"{hardware['precision']}, through the path that ships, on films whose duplicates were kept out of training "
+        f"(parts: {', '.join(metrics['split'])}). Intervals are bootstrapped over duplicate groups or patients. These "
+        "are films of the same sets; films from elsewhere have not been measured."
+    )
+    return [f"## Results\n{table}\n\n{note}", *map(_by_class, metrics.get("classifier", []))]
+
+
+def _by_class(row: dict[str, Any]) -> str:
+    sets = row["conformal"]
+    rows = []
+    for (label, facts), counts in zip(row["classes"].items(), row["confusion"], strict=True):
+        spans = row["class_intervals"][label]
+        scores = [with_interval(facts[name], spans[name], 3) for name in ("sensitivity", "specificity", "f1")]
+        covered = sets["classes"][label] if sets else None
+        coverage = with_interval(covered["coverage"], covered["interval"], 3) if covered else "none fitted"
+        rows.append((label, facts["films"], *scores, number(facts["auc"]), coverage, *counts))
+    names = (f"called {label}" for label in row["labels"])
+    table = _table(("class", "n", "sensitivity", "specificity", "F1", "AUC", "conformal coverage", *names), rows)
+    text = f"### By class: {row['store']} {row['part']}\n{table}"
+    if sets:
+        sizes = ", ".join(f"{count} hold {size}" for size, count in sets["sizes"].items() if count)
+        text += (
+            f"\n\nConformal sets, nominal {sets['nominal']:.0%}: coverage "
+            f"{with_interval(sets['coverage'], sets['interval'])}; {sizes} classes. Answered (the set is the most "
+            f"probable class alone): {sets['answered']:.1%} of films, right on {number(sets['accuracy_answered'])}."
+        )
+    return text
+
+
+def _controls(controls: dict[str, Any]) -> list[str]:
+    runs = [controls, *controls["controls"]] if controls else []
+    rows = [
+        (VIEWS[row["input"]], row["films"], with_interval(row["accuracy"], row["intervals"]["accuracy"]),
+         with_interval(row["macro_f1"], row["intervals"]["macro_f1"]), number(row["macro_auc"]))
+        for run in runs for row in run["stores"]
+    ]  # fmt: skip
+    if not rows:
+        return []
+    table = _table(("network sees", "n", "accuracy [95 % interval]", "macro-F1 [95 % interval]", "macro AUC"), rows)
+    return [
+        "## Controls\n"
+        "One network trained at one budget, which need not be that of the weights above, on different inputs. What the "
+        "background alone tells is not about lungs, and where classes come from different places the lungs' accuracy "
+        f"may hold some of it too.\n\n{table}"
+    ]
+
+
+def _failures(bundle: Bundle, metrics: dict[str, Any]) -> list[str]:
+    items = []
+    for row in metrics.get("segmenter", []):
+        worst = ", ".join(f"{film['id']} {number(film['dice'], 3)}" for film in row["worst"][:5])
+        items.append(f"Lungs, {row['store']}: the films with the least Dice are {worst}.")
+    for row in metrics.get("classifier", []):
+        wrong = [
+            (count, true, row["labels"][c])
+            for true, counts in zip(row["labels"], row["confusion"], strict=True)
+            for c, count in enumerate(counts)
+            if row["labels"][c] != true and count
+        ]
+        for count, true, called in sorted(wrong, reverse=True)[:3]:
+            films = row["classes"][true]["films"]
+            items.append(f"{count} of {films} {true} films are called {called} ({count / films:.1%}).")
+    if bundle.classifier is not None:
+        items += [
+            "A film of a disease that is no class here gets a class all the same, or no answer.",
+            "Severity is derived from the classifier's evidence, so that it fails where the classifier does, and may "
+            "contradict the class.",
+        ]
+    items.append("A lateral film that does not say so in its header is taken for a frontal one.")
+    return ["## How it fails\n" + "\n".join(f"- {item}" for item in items)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,26 @@
+"""The model card says what the bundle's files say, and says so where they say nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bundles import seal, write_bundle
+from lungscope.bundle import Bundle
+from lungscope.evaluation.card import model_card
+from lungscope.report import DISCLAIMER
+
+
+def test_a_bare_bundle_has_a_card_that_says_what_is_missing(tmp_path: Path) -> None:
+    card = model_card(Bundle.load(write_bundle(tmp_path)))
+    assert card.startswith("# Model card: tiny 0.1.0")
+    assert DISCLAIMER in card and "Not measured" in card and "no data card" in card
+    assert "COVID-19, Normal, Viral Pneumonia" in card
+    assert "classifier" not in model_card(Bundle.load(write_bundle(tmp_path / "lungs", classifier=False)))
+
+
+def test_checklists_of_the_authors_end_the_card(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    (root / "REPORTING.md").write_text("## CLAIM\n| 44 | None. |\n")
+    seal(root, json.loads((root / "manifest.json").read_text()))
+    assert model_card(Bundle.load(root)).endswith("## CLAIM\n| 44 | None. |\n")
