@@ -48,6 +48,7 @@ def test_numbers_are_what_they_say() -> None:
         (np.ones((256, 256)), "blank"),
         (np.full((256, 256), 0.3), "blank"),
         (CHEST / 16, "12-bit"),
+        (CHEST > 0.5, "a mask or a drawing"),
         (np.where(np.arange(256 * 256).reshape(256, 256) < 3000, CHEST + 0.2, 0), "black"),
     ],
 )

@@ -23,8 +23,8 @@ MIN_SIDE, GOOD_SIDE = 64, 224
 MAX_ASPECT, GOOD_ASPECT = 3.0, 1.6
 #: Distance of the 1st and 99th percentile. 1/16 is what is left of 12 bits in a 16-bit file that was never scaled.
 MIN_SPREAD, GOOD_SPREAD = 1 / 16, 0.25
-#: Share of black and of white pixels.
-MAX_EMPTY, GOOD_EMPTY, GOOD_CLIPPED = 0.95, 0.6, 0.3
+#: Share of black, of white, and of black and white pixels together.
+MAX_EMPTY, GOOD_EMPTY, GOOD_CLIPPED, MAX_BOTH = 0.95, 0.6, 0.3, 0.95
 
 #: Grey levels that are counted, and how wide the black and the white end are.
 LEVELS, EDGE = 4096, 0.02
@@ -74,7 +74,7 @@ class InputCheck:
 def inspect(film: Radiograph) -> InputCheck:
     """Check size, grey values and DICOM view of a film.
 
-    Raises QualityError where nothing usable is in it (too small, a strip, blank, no contrast) and UnsupportedImageError
+    Raises QualityError where nothing usable is in it (too small, a strip, blank, a mask, no contrast) and UnsupportedImageError
     for a view that is not frontal.
     """
     found: list[Warning_] = []
@@ -159,6 +159,11 @@ def _check_greys(pixels: Pixels, name: str, warn: Callable[[str, str], None]) ->
         raise QualityError(f"{name}: is blank: every pixel is {pixels[0, 0]:.2f} (0 black, 1 white). Export it again.")
     if empty > MAX_EMPTY:
         raise QualityError(f"{name}: {empty:.0%} of it is black; at most {MAX_EMPTY:.0%} may be. Export it again.")
+    if empty + clipped > MAX_BOTH:
+        raise QualityError(
+            f"{name}: {empty + clipped:.0%} of it is black or white, with hardly a grey between; a mask or a drawing, "
+            "not a film. Give the film itself."
+        )
     if spread < MIN_SPREAD:
         raise QualityError(
             f"{name}: its grey values use {spread:.1%} of the range of the file; at least {MIN_SPREAD:.1%} are needed. "
