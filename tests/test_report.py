@@ -22,7 +22,7 @@ def report(analyzer: Analyzer) -> Report:
 def test_every_section_is_there(report: Report) -> None:
     document = report.to_json()
     assert tuple(document) == SECTIONS
-    assert document["schema_version"] == "1"
+    assert document["schema_version"] == "2"
     assert document["disclaimer"] == DISCLAIMER == "Research software, not a medical device. Not for diagnosis."
     assert document["image"] == {
         "height": 320,

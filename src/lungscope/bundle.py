@@ -41,7 +41,7 @@ class Bundle:
     def load(cls, root: Path | None = None) -> Bundle:
         """Read and verify a bundle; None is the embedded default.
 
-        Raises BundleError if there is none, if a file is missing or altered, if the manifest has a newer schema, a key
+        Raises BundleError if there is none, if a file is missing or altered, if the manifest has another schema, a key
         that is not known, or a value that makes no sense.
         """
         root = EMBEDDED / "default" if root is None else Path(root)
@@ -108,7 +108,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     if schema != SCHEMA_VERSION:
         raise BundleError(
             f"{path} has schema_version {schema!r}; this lungscope reads {SCHEMA_VERSION!r}. "
-            "Update lungscope, or use a bundle made for this version."
+            "Use the lungscope that the bundle was made for, or a bundle made for this one."
         )
     return document
 

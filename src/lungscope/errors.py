@@ -55,7 +55,7 @@ class DataError(LungscopeError):
 
 
 class BundleError(LungscopeError):
-    """A weights bundle is missing, incomplete, altered, or of a newer schema."""
+    """A weights bundle is missing, incomplete, altered, or of another schema."""
 
     code = "bundle"
 

@@ -18,7 +18,7 @@ from lungscope.stages.quality import InputCheck, Warning_
 from lungscope.stages.segmentation import LungMask
 from lungscope.stages.severity import Severity
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 DISCLAIMER = "Research software, not a medical device. Not for diagnosis."
 
 SECTIONS = (

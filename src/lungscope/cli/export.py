@@ -74,7 +74,7 @@ def export(
         version=version,
         pool=pool,
         segmenter_size=segmenter_size,
-        papers={path.name: path.read_text() for path in paper or []}
+        papers={path.name: path.read_text(encoding="utf-8") for path in paper or []}
         | ({} if controls is None else {CONTROLS: _controls(controls)}),
     )
     console.print(f"{bundle.root}: graphs written, parity gates passed")
@@ -86,6 +86,12 @@ def export(
         temperature = fit_temperature(logits, truth)
         conformal = fit_conformal(softmax(logits, temperature), truth, COVERAGE)
         bundle = amend_bundle(bundle, temperature=temperature, conformal=conformal)
+        for label, threshold in zip(found[0].labels, conformal.thresholds, strict=True):
+            if not threshold:
+                console.print(
+                    f"[yellow]{label} has too few validation films for {COVERAGE:.0%} coverage: it is in every set, "
+                    "and no other class is ever answered[/yellow]"
+                )
         thresholds = ", ".join(f"{threshold:.3f}" for threshold in conformal.thresholds)
         console.print(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
@@ -101,15 +107,20 @@ def export(
 
 
 def _controls(path: Path) -> str:
-    """The result without its films. Raises DataError where `path` is no such result."""
+    """What the model card states of a result of `evaluate classifier`. Raises DataError where `path` is none, or has
+    no controls."""
+    names = ("store", "part", "input", "films", "accuracy", "macro_f1", "macro_auc", "intervals")
     try:
-        document = json.loads(path.read_text())
-        for run in (document, *document["controls"]):
-            for row in run["stores"]:
-                row.pop("per_film", None)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        runs = [
+            {"stores": [{name: row[name] for name in names} for row in run["stores"]], "weights": run["weights"]}
+            for run in (document, *document["controls"])
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is no result of `lungscope evaluate classifier --control … --out`: {error}") from error
-    return json.dumps(document, indent=1) + "\n"
+    if len(runs) < 2:
+        raise DataError(f"{path} holds one network; controls are at least two, of one recipe, on different inputs")
+    return json.dumps({**runs[0], "controls": runs[1:]}, indent=1) + "\n"
 
 
 def _films(stores: list[Store], split: Split) -> NDArray[np.float32]:

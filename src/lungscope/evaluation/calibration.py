@@ -60,7 +60,8 @@ def fit_conformal(probabilities: ArrayLike, truth: ArrayLike, coverage: float) -
 
     The threshold of a class is the floor((n + 1)(1 - coverage))-th smallest probability that its n films give it: with
     films exchangeable with these, a new one's set then holds its class with a chance of at least `coverage`, whatever
-    the network (Vovk 2012, section 4). It is 0, which holds the class always, where n is too small for that.
+    the network, as long as it was not chosen on these films (Vovk 2012, section 4). It is 0, which holds the class
+    always, where n is too small for that.
     Raises ValueError for a coverage outside 0..1 or without films.
     """
     p, classes = np.asarray(probabilities, np.float64), np.asarray(truth)

@@ -12,14 +12,13 @@ from typing import Any
 
 from lungscope.bundle import Bundle
 from lungscope.report import DISCLAIMER
+from lungscope.stages.classification import INPUT_NAMES
 from lungscope.statistics import number, with_interval
 
 METRICS = "metrics.json"
 CONTROLS = "controls.json"
 DATA_CARD = "DATA_CARD.md"
 REPORTING = "REPORTING.md"
-
-VIEWS = {"lungs": "the lungs alone", "image": "the whole film", "background": "the background, lungs blacked out"}
 
 
 def model_card(bundle: Bundle) -> str:
@@ -36,12 +35,14 @@ def model_card(bundle: Bundle) -> str:
         *_failures(bundle, metrics),
     ]
     if REPORTING in bundle.files:
-        parts.append((bundle.root / REPORTING).read_text().strip())
+        parts.append((bundle.root / REPORTING).read_text(encoding="utf-8").strip())
     return "\n\n".join(parts) + "\n"
 
 
 def _read(bundle: Bundle, name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((bundle.root / name).read_text()) if name in bundle.files else {}
+    if name not in bundle.files:
+        return {}
+    document: dict[str, Any] = json.loads((bundle.root / name).read_text(encoding="utf-8"))
     return document
 
 
@@ -53,14 +54,18 @@ def _use(bundle: Bundle) -> str:
     if bundle.classifier is not None:
         spec = bundle.classifier
         text += (
-            f"The classifier ({spec.weights.network}, {spec.view.size}², {VIEWS[spec.view.input]}) gives calibrated "
-            f"probabilities of {', '.join(spec.labels)}, and a conformal set; a heat map shows what spoke for the "
-            "class, and severity is derived from it. "
+            f"The classifier ({spec.weights.network}, {spec.view.size}², {INPUT_NAMES[spec.view.input]}) gives "
+            f"probabilities of {', '.join(spec.labels)}"
+            + (
+                "; neither they nor sets were calibrated"
+                if spec.conformal is None
+                else ", calibrated, and a conformal set"
+            )
+            + "; a heat map shows what spoke for the class, and severity is derived from it. "
         )
     return text + (
         "For research and teaching: to train, compare and study networks.\n\n"
-        "**Not for** diagnosis, triage or any decision about a patient; lateral films; films of classes other than "
-        "these, which get one of these classes or no answer."
+        "**Not for** diagnosis, triage or any decision about a patient, nor for lateral films."
     )
 
 
@@ -78,13 +83,19 @@ def _training(bundle: Bundle) -> str:
     rows = []
     for run in bundle.manifest.get("training", {}).get("runs", []):
         # Weights that no run of this package made say less of themselves.
-        phases = "; ".join(f"{p['epochs']} epochs at {p['size']}²" for p in run.get("recipe", {}).get("phases", []))
+        phases = "; ".join(
+            f"{p['epochs']} × {p['films'] or 'all'} films at {p['size']}²"
+            for p in run.get("recipe", {}).get("phases", [])
+        )
         films = " / ".join(str(run.get("films", {}).get(part, "not stated")) for part in ("train", "val"))
         best = ", ".join(f"{k} {v:.4f}" for k, v in run.get("metrics", {}).items() if k.startswith("val_"))
         facts = (phases, run.get("precision"), best)
         digest = f"`{run['weights_sha256'][:16]}…`"
         rows.append((run["network"], films, *(fact or "not stated" for fact in facts), digest))
-    table = _table(("network", "films train / val", "last run", "precision", "validation, best epoch", "SHA-256"), rows)
+    table = _table(
+        ("network", "films train / val", "epochs of the last run", "precision", "validation, best epoch", "SHA-256"),
+        rows,
+    )
     return (
         "## Training\n"
         f"{table}\n\nThe whole recipes (optimizer, schedule, augmentation, seed) are in `manifest.json`. A run that "
@@ -101,7 +112,8 @@ def _results(metrics: dict[str, Any]) -> list[str]:
         rows.append(
             (f"lungs, {row['store']} {row['part']}: strict Dice", row["films"],
              with_interval(dice["mean"], dice["interval"]),
-             f"5th percentile {number(dice['p5'], 3)}; HD95 {number(hd95['mean'], 1)} px of the mask's grid")
+             f"5th percentile {number(dice['p5'], 3)}; HD95 {number(hd95['mean'], 1)} px of the mask's grid; "
+             f"films that failed: {row['failed']}")
         )  # fmt: skip
     if "lesions" in metrics:
         scores = metrics["lesions"]["scores"]
@@ -120,7 +132,7 @@ def _results(metrics: dict[str, Any]) -> list[str]:
             )  # fmt: skip
     for row in metrics.get("classifier", []):
         spans = row["intervals"]
-        what = f"class from {VIEWS[row['input']]}, {row['store']} {row['part']}"
+        what = f"class from {INPUT_NAMES[row['input']]}, {row['store']} {row['part']}"
         rows += [
             (f"{what}: accuracy", row["films"], with_interval(row["accuracy"], spans["accuracy"]),
              f"films that failed: {len(row['failed'])}"),
@@ -141,10 +153,12 @@ def _results(metrics: dict[str, Any]) -> list[str]:
     hardware = metrics["hardware"]
     note = (
         f"Measured at commit {metrics['commit'] or 'unknown'} on {hardware['cores']} cores of {hardware['processor']}, "
-        f"{hardware['precision']}, through the path that ships, on films whose duplicates were kept out of training "
-        f"(parts: {', '.join(metrics['split'])}). Intervals are bootstrapped over duplicate groups or patients. These "
-        "are films of the same sets; films from elsewhere have not been measured."
+        f"{hardware['precision']}, through the path that ships. Parts: {', '.join(metrics['split'])}. Intervals are "
+        "bootstrapped over duplicate groups or patients. Training and test films of a set are alike; what its scores "
+        "are worth on films from elsewhere they do not say."
     )
+    if severity:
+        note += f" Severity: {len(severity['seen'])} near-duplicates of films of these sets are left out."
     return [f"## Results\n{table}\n\n{note}", *map(_by_class, metrics.get("classifier", []))]
 
 
@@ -173,7 +187,7 @@ def _by_class(row: dict[str, Any]) -> str:
 def _controls(controls: dict[str, Any]) -> list[str]:
     runs = [controls, *controls["controls"]] if controls else []
     rows = [
-        (VIEWS[row["input"]], row["films"], with_interval(row["accuracy"], row["intervals"]["accuracy"]),
+        (INPUT_NAMES[row["input"]], row["films"], with_interval(row["accuracy"], row["intervals"]["accuracy"]),
          with_interval(row["macro_f1"], row["intervals"]["macro_f1"]), number(row["macro_auc"]))
         for run in runs for row in run["stores"]
     ]  # fmt: skip

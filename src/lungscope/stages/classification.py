@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Input = Literal["lungs", "image", "background"]
 INPUTS: tuple[Input, ...] = get_args(Input)
+INPUT_NAMES: dict[Input, str] = {
+    "lungs": "the lungs alone",
+    "image": "the whole film",
+    "background": "the background, lungs blacked out",
+}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ MAX_ASPECT, GOOD_ASPECT = 3.0, 1.6
 MIN_SPREAD, GOOD_SPREAD = 1 / 16, 0.25
 #: Share of black, of white, and of black and white pixels together.
 MAX_EMPTY, GOOD_EMPTY, GOOD_CLIPPED, MAX_BOTH = 0.95, 0.6, 0.3, 0.95
+#: A picture that is black and white alone has more white than this; a film in a black frame has not.
+MASK_WHITE = 0.05
 
 #: Grey levels that are counted, and how wide the black and the white end are.
 LEVELS, EDGE = 4096, 0.02
@@ -74,8 +76,8 @@ class InputCheck:
 def inspect(film: Radiograph) -> InputCheck:
     """Check size, grey values and DICOM view of a film.
 
-    Raises QualityError where nothing usable is in it (too small, a strip, blank, a mask, no contrast) and UnsupportedImageError
-    for a view that is not frontal.
+    Raises QualityError where nothing usable is in it (too small, a strip, blank, a mask, no contrast) and
+    UnsupportedImageError for a view that is not frontal.
     """
     found: list[Warning_] = []
 
@@ -159,7 +161,7 @@ def _check_greys(pixels: Pixels, name: str, warn: Callable[[str, str], None]) ->
         raise QualityError(f"{name}: is blank: every pixel is {pixels[0, 0]:.2f} (0 black, 1 white). Export it again.")
     if empty > MAX_EMPTY:
         raise QualityError(f"{name}: {empty:.0%} of it is black; at most {MAX_EMPTY:.0%} may be. Export it again.")
-    if empty + clipped > MAX_BOTH:
+    if empty + clipped > MAX_BOTH and clipped > MASK_WHITE:
         raise QualityError(
             f"{name}: {empty + clipped:.0%} of it is black or white, with hardly a grey between; a mask or a drawing, "
             "not a film. Give the film itself."

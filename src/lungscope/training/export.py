@@ -224,7 +224,7 @@ def export_bundle(
                 classifier, folder / "classifier.onnx", films, temperature, conformal
             )
         for paper, text in (papers or {}).items():
-            (folder / paper).write_text(text)
+            write_text(folder / paper, text)
         runs = [*segmenters, classifier] if classifier else segmenters
         document["parity"] = differences
         document["training"] = {

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from lungscope.report import Report
+from lungscope.stages.classification import INPUT_NAMES
 from lungscope.stages.segmentation import Mask
 
 #: Width of the severity figure in its own units.
@@ -146,8 +147,7 @@ def _classes(answer: dict[str, Any] | None) -> str:
         f'<span class="number">{100 * share:.1f} %</span></div>'
         for label, share in answer["probabilities"].items()
     )
-    view = {"lungs": "the lungs alone", "image": "the whole film", "background": "the film without its lungs"}
-    note += f"Softmax at temperature {answer['temperature']:g}; the network saw {view[answer['input']]}."
+    note += f"Softmax at temperature {answer['temperature']:g}; the network saw {INPUT_NAMES[answer['input']]}."
     return (
         f'<section><h2>Class</h2><p class="answer">{escape(head)}</p>{bars}<p class="note">{escape(note)}</p></section>'
     )
