@@ -101,3 +101,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     shown = with_interval(control["accuracy"], control["intervals"]["accuracy"])
     assert f"| the background, lungs blacked out | 6 | {shown} |" in card
     assert "per_film" not in (tmp_path / "carded" / "controls.json").read_text()
+    command = ("evaluate", "classifier", *data, "--model", tmp_path / "carded")
+    done = CliRunner().invoke(front.app, [*map(str, command)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert done.output.count("recorded") >= 3, "both controls, and what that means"

@@ -22,6 +22,7 @@ from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
+from lungscope.evaluation.card import recorded_controls
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import number, with_interval
 from lungscope.writers.atomic import write_text
@@ -87,7 +88,8 @@ def classifier(
             for store in map(Store.open, data)
         ]
         if not result:
-            result = {**facts(analyzer, split), "stores": rows, "controls": []}
+            recorded = recorded_controls(analyzer.bundle)
+            result = {**facts(analyzer, split), "stores": rows, "controls": [], "recorded_controls": recorded}
         else:
             result["controls"].append({**facts(analyzer, split), "stores": rows})
     _finish(result, out, json_, _show_classifier)
@@ -228,7 +230,22 @@ def _show_classifier(result: dict[str, Any]) -> None:
                 number(row["log_loss"]),
                 number(row["ece"]),
             )
+    for row in result["recorded_controls"]:
+        table.add_row(
+            row["input"],
+            "recorded",
+            str(row["films"]),
+            "",
+            with_interval(row["accuracy"], row["intervals"]["accuracy"]),
+            with_interval(row["macro_f1"], row["intervals"]["macro_f1"]),
+            number(row["macro_auc"]),
+        )
     console.print(table)
+    if result["recorded_controls"]:
+        console.print(
+            "recorded: controls that the bundle carries, not measured now; one network at a budget of their own, to be "
+            "compared with each other"
+        )
     for row in result["stores"]:
         table = Table(
             "class", "n", "sensitivity", "specificity", "F1", "AUC", *(f"as {label}" for label in row["labels"])

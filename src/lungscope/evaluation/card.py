@@ -23,7 +23,7 @@ REPORTING = "REPORTING.md"
 
 def model_card(bundle: Bundle) -> str:
     """The card of `bundle` as Markdown, from its manifest and, where it has them, its metrics and controls."""
-    metrics, controls = _read(bundle, METRICS), _read(bundle, CONTROLS)
+    metrics = _read(bundle, METRICS)
     parts = [
         f"# Model card: {bundle.name} {bundle.version}",
         f"**{DISCLAIMER}**",
@@ -31,7 +31,7 @@ def model_card(bundle: Bundle) -> str:
         _data(bundle),
         _training(bundle),
         *_results(metrics),
-        *_controls(controls),
+        *_controls(bundle),
         *_failures(bundle, metrics),
     ]
     if REPORTING in bundle.files:
@@ -184,12 +184,17 @@ def _by_class(row: dict[str, Any]) -> str:
     return text
 
 
-def _controls(controls: dict[str, Any]) -> list[str]:
-    runs = [controls, *controls["controls"]] if controls else []
+def recorded_controls(bundle: Bundle) -> list[dict[str, Any]]:
+    """The scores of control networks that a bundle carries, one row for each network and store; none in many."""
+    controls = _read(bundle, CONTROLS)
+    return [row for run in (controls, *controls.get("controls", [])) for row in run.get("stores", [])]
+
+
+def _controls(bundle: Bundle) -> list[str]:
     rows = [
         (INPUT_NAMES[row["input"]], row["films"], with_interval(row["accuracy"], row["intervals"]["accuracy"]),
          with_interval(row["macro_f1"], row["intervals"]["macro_f1"]), number(row["macro_auc"]))
-        for run in runs for row in run["stores"]
+        for row in recorded_controls(bundle)
     ]  # fmt: skip
     if not rows:
         return []
