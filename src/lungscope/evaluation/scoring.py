@@ -239,9 +239,8 @@ def _score_conformal(conformal: Conformal, found: Predictions, probabilities: ND
     held = conformal.holds(probabilities)
     covered = held[np.arange(len(held)), found.truth]
     sizes = held.sum(1)
-    predicted = probabilities.argmax(1)
-    answered = (sizes == 1) & held[np.arange(len(held)), predicted]
-    right = predicted == found.truth
+    answered = conformal.answers(probabilities)
+    right = probabilities.argmax(1) == found.truth
     by_class = {}
     for c, label in enumerate(found.labels):
         own = np.flatnonzero(found.truth == c)

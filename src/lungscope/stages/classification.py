@@ -66,6 +66,11 @@ class Conformal:
         """Probabilities [..., K] → bool [..., K], the classes that are in the set."""
         return np.asarray(np.asarray(probabilities) >= np.asarray(self.thresholds), np.bool_)
 
+    def answers(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
+        """Probabilities [..., K] → bool [...], whether the set is the most probable class alone."""
+        held, leading = self.holds(probabilities), np.asarray(probabilities).argmax(-1)
+        return np.asarray((held.sum(-1) == 1) & np.take_along_axis(held, leading[..., None], -1)[..., 0], np.bool_)
+
 
 @dataclass(frozen=True)
 class ClassifierSpec:
@@ -119,7 +124,7 @@ class Classification:
     @property
     def abstained(self) -> bool:
         """Whether the conformal set is anything but the most probable class alone."""
-        return self.conformal_set not in (None, (self.label,))
+        return self.conformal is not None and not self.conformal.answers(self.probabilities)
 
     def to_json(self) -> dict[str, Any]:
         return {
