@@ -9,6 +9,7 @@ demo: $(DEMO)/.ready ## analyse a real chest radiograph with the embedded weight
 	@echo "Open out/demo/RG1_UNCR/report.html"
 
 test: $(TEST)/.ready ## run all tests
+	./.ci/packages
 	$(TEST)/bin/python -m pytest
 
 lint: $(TEST)/.ready ## style, types and import contracts
