@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import statistics
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from lungscope import __version__
 from lungscope.errors import EXIT_STATUS, LungscopeError, status_of
+from lungscope.hardware import processor
 
 if TYPE_CHECKING:
     from lungscope.bundle import Bundle
@@ -155,32 +154,6 @@ def self_test(bundle: Bundle, device: str) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def processor() -> dict[str, Any]:
-    """The processor's name, its cores that this process may use, and the vector extensions that matter here."""
-    name, flags = platform.processor(), set[str]()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
-        name = fields.get("model name", name)
-        flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    wanted = (
-        "sse4_2",
-        "avx2",
-        "fma",
-        "avx512f",
-        "avx512_vnni",
-        "avx_vnni",
-        "avx512_bf16",
-        "amx_bf16",
-        "amx_int8",
-        "asimd",
-        "bf16",
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"name": name, "cores": cores, "features": [flag for flag in wanted if flag in flags]}
 
 
 def _installed(package: str) -> str | None:

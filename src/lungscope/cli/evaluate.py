@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lungscope.bundle import locate, sha256_of
-from lungscope.cli.doctor import processor
+from lungscope.bundle import locate
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.evaluation.card import recorded_controls
+from lungscope.evaluation.provenance import facts
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import number, with_interval
 from lungscope.writers.atomic import write_text
@@ -136,37 +134,6 @@ def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) ->
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title)
         return work(lambda done, total: progress.update(task, completed=done, total=total))
-
-
-def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
-    """What a result was measured with: bundle, weights, splits, commit, versions, hardware."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bundle": analyzer.bundle.name,
-        "bundle_version": analyzer.bundle.version,
-        "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
-        "split": {path.name: sha256_of(path) for path in split},
-        "commit": _commit(),
-        "versions": analyzer.versions,
-        "hardware": {
-            "processor": processor()["name"],
-            "cores": os.cpu_count(),
-            "device": analyzer.device,
-            "precision": analyzer.precision,
-        },
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this file belongs to; None for an installed package, or without git."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip()
 
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:

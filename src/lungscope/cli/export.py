@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lungscope.bundle import MODEL_CARD
-from lungscope.cli.evaluate import facts
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation import scoring
 from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
 from lungscope.evaluation.card import CONTROLS, METRICS, model_card
+from lungscope.evaluation.provenance import facts
 from lungscope.pipeline import Analyzer
 from lungscope.training.export import Trained, amend_bundle, export_bundle
 

@@ -93,16 +93,16 @@ def score_segmenter(
         return report.lungs.mask
 
     found = analyze_each(analyzer, [store.path_of(store.records[i]) for i in chosen], keep, progress)
+    groups = split.groups_of(store, chosen)
     rows: list[dict[str, Any]] = []
-    for (i, path), mask in zip(masks.items(), found, strict=True):
+    for (i, path), mask, group in zip(masks.items(), found, groups, strict=True):
         record, truth = store.records[i], truth_in(path)
         if not truth.any():
             raise DataError(f"{path}: the mask is empty. Import the set again")
         failed = isinstance(mask, Failure)
         predicted = np.zeros(truth.shape, np.bool_) if failed else on_grid(mask, truth.shape)
         scores = {name: float(value[0]) for name, value in metrics.score_masks(predicted, truth).items()}
-        rows.append({"id": record.id, "failure": mask.message if failed else None, **scores})
-    groups = split.groups_of(store, chosen)
+        rows.append({"id": record.id, "group": group, "failure": mask.message if failed else None, **scores})
     names = ("dice", "iou", "binary_accuracy", "hd95", "coverage", "precision")
     worst = sorted(rows, key=lambda row: row["dice"])[: max(1, round(WORST * len(rows)))]
     return {
@@ -174,19 +174,24 @@ def predict(analyzer: Analyzer, store: Store, split: Split, part: str, progress:
 def score_classifier(
     analyzer: Analyzer, store: Store, split: Split, part: str, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Every classification score of one part, with 95 % bootstrap intervals over groups.
-
-    Films that could not be analysed are listed and counted in `accuracy_all` as wrong.
-    """
-    found = predict(analyzer, store, split, part, progress)
+    """`score_predictions` of the films of one part."""
     spec = analyzer.bundle.classifier
+    found = predict(analyzer, store, split, part, progress)
     assert spec is not None
+    scores = score_predictions(found, spec.temperature, spec.conformal)
+    return {"store": store.name, "part": part, "input": spec.view.input, **scores}
+
+
+def score_predictions(found: Predictions, temperature: float, conformal: Conformal | None = None) -> dict[str, Any]:
+    """Every classification score, with 95 % bootstrap intervals over groups.
+
+    Films that could not be analysed are listed and counted in `accuracy_all` as wrong. Raises DataError where none
+    could be.
+    """
     if not found.ids:
-        raise DataError(
-            f"{store.name}: none of {len(found.failed)} films of part {part!r} could be analysed; the first one: "
-            f"{found.failed[0]['message']}"
-        )
-    probabilities = softmax(found.logits, spec.temperature)
+        first = found.failed[0]["message"] if found.failed else "there was no film"
+        raise DataError(f"none of {len(found.failed)} films could be analysed; the first one: {first}")
+    probabilities = softmax(found.logits, temperature)
     scores = metrics.score_classification(found.truth, probabilities, found.labels)
     predicted, k = probabilities.argmax(1), len(found.labels)
     right = predicted == found.truth
@@ -203,10 +208,7 @@ def score_classifier(
         return _interval(bootstrap_confusion(statistic, found.truth, predicted, k, found.groups))
 
     return {
-        "store": store.name,
-        "part": part,
-        "input": spec.view.input,
-        "temperature": spec.temperature,
+        "temperature": temperature,
         **scores.to_json(),
         "intervals": {
             "accuracy": _interval(bootstrap_mean(right, found.groups)),
@@ -220,16 +222,19 @@ def score_classifier(
             for c, label in enumerate(found.labels)
         },
         "accuracy_all": float(right.sum() / total),
-        "conformal": None if spec.conformal is None else _score_conformal(spec.conformal, found, probabilities),
+        "conformal": None if conformal is None else _score_conformal(conformal, found, probabilities),
         "failed": found.failed,
         "per_film": [
             {
                 "id": id_,
+                "group": group,
                 "label": found.labels[t],
                 "predicted": found.labels[p],
                 "probabilities": np.round(row, 5).tolist(),
             }
-            for id_, t, p, row in zip(found.ids, found.truth, predicted, probabilities, strict=True)
+            for id_, group, t, p, row in zip(
+                found.ids, found.groups, found.truth, predicted, probabilities, strict=True
+            )
         ],
     }
 

@@ -1,8 +1,8 @@
 """The training loop shared by segmenters and classifiers: Lightning, plus what a run needs to survive a kill.
 
 A run's folder holds, for each phase, `phase-K/last.ckpt` (optimizer state, for resuming),
-`phase-K/weights.safetensors` with a JSON beside it (the best epoch so far), CSV and TensorBoard logs; and at the end
-`weights.safetensors` and `weights.json` of the run.
+`phase-K/weights.safetensors` with a JSON beside it (the best epoch so far), CSV and TensorBoard logs, `phase-K/epochs.json`
+once the phase is over; and at the end `weights.safetensors` and `weights.json` of the run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ from lungscope.training.weights import load_weights, save_weights
 from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
+
+#: In a phase's folder: that it is over, and how its epochs went.
+DONE, EPOCHS = "done", "epochs.json"
 
 #: Added to the seed with every phase.
 PHASE_SEED = 15_485_863
@@ -161,6 +164,14 @@ def refresh_batch_norm(task: Task, loader: DataLoader[Any], batches: int) -> Non
                     buffer /= processes
 
 
+def set_momentum(network: nn.Module, momentum: float) -> None:
+    """Give every batch-norm layer of `network` this momentum, as torch counts it: the weight of the newest batch in the
+    running averages, one minus what Keras calls by that name. 0 leaves the network's own."""
+    for module in network.modules():
+        if momentum and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+
+
 def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices and kernels, none for norms, biases and position tables."""
     decay = [p for n, p in network.named_parameters() if p.ndim >= 2 and "rel_pos" not in n]
@@ -169,18 +180,30 @@ def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any
 
 
 class KeepBest(Callback):
-    """Saves the weights of the best epoch as safetensors with a JSON beside them, and says how each epoch went."""
+    """Saves the weights of the best epoch as safetensors with a JSON beside them, and says how each epoch went.
+
+    `epochs` has one row an epoch, over every sitting of the phase: size, epoch, seconds since the one before, losses
+    and validation scores.
+    """
 
     def __init__(self, folder: Path, recipe: Recipe, phase: Phase, facts: dict[str, Any]) -> None:
         self.folder, self.recipe, self.phase, self.facts = folder, recipe, phase, facts
         self.best: float | None = None
-        self.started = time.monotonic()
+        self.epochs: list[dict[str, Any]] = []
+        self.started = self.turned = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.epochs = state_dict["best"], state_dict["epochs"]
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        now = time.monotonic()
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        facts = {"size": self.phase.size, "epoch": trainer.current_epoch, "seconds": round(now - self.turned, 1)}
+        self.epochs.append({**facts, "metrics": metrics})
+        self.turned = now
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Others are still those of the epoch before.
@@ -228,9 +251,10 @@ class Run:
         previous = self.initial
         for number, phase in enumerate(self.recipe.phases, 1):
             folder = self.folder / f"phase-{number}"
-            if not (folder / "done").exists():
+            if not (folder / DONE).exists():
                 torch.manual_seed(self.seed)
                 network = build_network(phase.size)
+                set_momentum(network, self.recipe.batch_norm_momentum)
                 if previous is not None:
                     load_weights(network, previous)
                 # Phases of one size must not draw the same numbers again.
@@ -242,7 +266,7 @@ class Run:
                         f"{folder}: no epoch had a finite {self.recipe.best.monitor}, so there is nothing to keep. "
                         "Lower the learning rate, or look into the data"
                     )
-                (folder / "done").touch()
+                (folder / DONE).touch()
             previous = folder / "weights.safetensors"
         if previous is None:
             raise RecipeError("a recipe needs at least one phase")
@@ -280,8 +304,9 @@ class Run:
             "processor": platform.processor() or platform.machine(),
             "precision": hardware.lightning_precision(),
         }
+        keep = KeepBest(folder, recipe, phase, facts)
         callbacks: list[Callback] = [
-            KeepBest(folder, recipe, phase, facts),
+            keep,
             ModelCheckpoint(
                 folder,
                 filename="last",
@@ -330,6 +355,8 @@ class Run:
             ckpt_path=str(last) if last.exists() else None,
             weights_only=True,
         )
+        if rank_and_world_size()[0] == 0:
+            write_text(folder / EPOCHS, json.dumps(keep.epochs, indent=1) + "\n")
 
     def _loader(self, films: Dataset[Any], phase: Phase | None, seed: int) -> DataLoader[Any]:
         """Training batches of a phase, or validation batches where `phase` is None."""

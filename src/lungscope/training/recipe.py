@@ -90,7 +90,7 @@ class Recipe:
     balance: draw each epoch's films evenly over stores (segmenter) or labels (classifier); `natural` takes every film
     once, but for the last ones where they do not fill a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
-    the running averages.
+    the running averages. batch_norm_momentum: the weight of the newest batch in these averages; 0 is the network's own.
     """
 
     kind: Literal["segmenter", "classifier"]
@@ -110,6 +110,7 @@ class Recipe:
     drop: float = 0.0
     drop_path: float = 0.0
     batch_norm_batches: int = 0
+    batch_norm_momentum: float = 0.0
     clip_gradient: float = 0.0
 
 

@@ -1,0 +1,44 @@
+"""What a result was measured with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lungscope.bundle import sha256_of
+from lungscope.hardware import processor
+from lungscope.pipeline import Analyzer
+
+
+def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
+    """What a result was measured with: bundle, weights, splits, commit, versions, hardware."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": analyzer.bundle.name,
+        "bundle_version": analyzer.bundle.version,
+        "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
+        "split": {path.name: sha256_of(path) for path in split},
+        "commit": commit(),
+        "versions": analyzer.versions,
+        "hardware": {
+            "processor": processor()["name"],
+            "cores": os.cpu_count(),
+            "device": analyzer.device,
+            "precision": analyzer.precision,
+        },
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this file belongs to; None for an installed package, or without git."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip()

@@ -1,0 +1,34 @@
+"""What this machine is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def processor() -> dict[str, Any]:
+    """The processor's name, its cores that this process may use, and the vector extensions that matter here."""
+    name, flags = platform.processor(), set[str]()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        name = fields.get("model name", name)
+        flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    wanted = (
+        "sse4_2",
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "amx_bf16",
+        "amx_int8",
+        "asimd",
+        "bf16",
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"name": name, "cores": cores, "features": [flag for flag in wanted if flag in flags]}
