@@ -7,10 +7,10 @@ import pytest
 
 from lungscope.errors import RecipeError
 from lungscope.training.networks import CLASSIFIERS, SEGMENTERS
-from lungscope.training.recipe import STRIDE, load_recipe, recipe_names
+from lungscope.training.recipe import STRIDE, load_recipe, shipped
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", shipped("recipe"))
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.network in (SEGMENTERS if recipe.kind == "segmenter" else CLASSIFIERS)

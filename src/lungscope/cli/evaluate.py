@@ -217,10 +217,10 @@ def _show_classifier(result: dict[str, Any]) -> None:
         table = Table(
             "class", "n", "sensitivity", "specificity", "F1", "AUC", *(f"as {label}" for label in row["labels"])
         )
-        for (label, facts), counts in zip(row["classes"].items(), row["confusion"], strict=True):
+        for (label, scores), counts in zip(row["classes"].items(), row["confusion"], strict=True):
             spans = row["class_intervals"][label]
-            values = (with_interval(facts[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
-            table.add_row(label, str(facts["films"]), *values, number(facts["auc"]), *map(str, counts))
+            values = (with_interval(scores[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
+            table.add_row(label, str(scores["films"]), *values, number(scores["auc"]), *map(str, counts))
         console.print(table)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])

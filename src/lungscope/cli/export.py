@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 from lungscope.bundle import MODEL_CARD
@@ -21,12 +20,10 @@ from lungscope.evaluation.calibration import fit_conformal, fit_temperature, sof
 from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.evaluation.provenance import facts
 from lungscope.pipeline import Analyzer
-from lungscope.training.export import Trained, amend_bundle, export_bundle
+from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 
 app = typer.Typer()
 
-#: Films, drawn evenly from the validation parts, on which torch and the runtime must agree.
-PARITY_FILMS = 16
 #: Share of each class's films whose conformal set is to hold the class.
 COVERAGE = 0.95
 
@@ -69,7 +66,7 @@ def export(
         [Trained.open(run) for run in segmenter],
         None if classifier is None else Trained.open(classifier),
         out,
-        films=_films(stores, parts),
+        films=parity_films([(store, parts) for store in stores]),
         name=name,
         version=version,
         pool=pool,
@@ -121,15 +118,6 @@ def _controls(path: Path) -> str:
     if len(runs) < 2:
         raise DataError(f"{path} holds one network; controls are at least two, of one recipe, on different inputs")
     return json.dumps({**runs[0], "controls": runs[1:]}, indent=1) + "\n"
-
-
-def _films(stores: list[Store], split: Split) -> NDArray[np.float32]:
-    films = []
-    for store in stores:
-        chosen = split.select(store, "val")
-        step = max(1, len(chosen) * len(stores) // PARITY_FILMS)
-        films += [store.images[i] for i in chosen[::step]]
-    return np.stack(films)[:, None].astype(np.float32) / np.float32(255)
 
 
 def _measure(

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "data": Entry("lungscope.cli.data", "Import, audit and split a data set."),
     "train": Entry("lungscope.cli.train", "Train a segmenter or a classifier.", extra="train"),
     "evaluate": Entry("lungscope.cli.evaluate", "Measure a bundle against drawn lungs and known classes."),
+    "benchmark": Entry("lungscope.cli.benchmark", "Compare networks under one budget, and render the paper's tables."),
     "export": Entry("lungscope.cli.export", "Turn checkpoints into a weights bundle.", extra="train"),
     "models": Entry("lungscope.cli.models", "List, show and verify weights bundles."),
     "doctor": Entry("lungscope.cli.doctor", "Say what is installed here, and whether it works."),

@@ -63,9 +63,15 @@ class ClassifierTask(Task):
         self.log_dict(metrics, prog_bar=True, sync_dist=True)
 
 
-def view_spec(shown: Input, size: int, margin: float = 0.06) -> ViewSpec:
-    """The lungs are cut out close; the controls keep the whole frame, as a network without a segmenter would see it."""
-    return ViewSpec(shown, crop=shown == "lungs", margin=margin if shown == "lungs" else 0.0, size=size)
+#: What a cut-out view is widened by, as a share of its side on each end.
+MARGIN = 0.06
+
+
+def view_spec(shown: Input, size: int, crop: bool | None = None) -> ViewSpec:
+    """Unless `crop` says otherwise the lungs are cut out close, and the controls keep the whole frame, as a network
+    without a segmenter would see it."""
+    crop = shown == "lungs" if crop is None else crop
+    return ViewSpec(shown, crop, MARGIN if crop else 0.0, size)
 
 
 def train_classifier(
@@ -75,11 +81,13 @@ def train_classifier(
     folder: Path,
     *,
     shown: Input = "lungs",
+    crop: bool | None = None,
     seed: int,
     hardware: Hardware,
     initial: Path | None = None,
 ) -> Path:
-    """Train `recipe.network` on the train parts, seeing what `shown` says, with lungs found by `bundle`'s segmenter.
+    """Train `recipe.network` on the train parts, seeing what `shown` and `crop` say (`view_spec`), with lungs found by
+    `bundle`'s segmenter.
 
     Returns the path of `folder/weights.safetensors`; the JSON beside it names the labels and the view. Raises
     RecipeError or DataError where recipe and data do not fit.
@@ -87,7 +95,7 @@ def train_classifier(
     if recipe.kind != "classifier":
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
     size = recipe.phases[-1].size
-    spec = view_spec(shown, size)
+    spec = view_spec(shown, size, crop)
     views, labels, parts = [], [], {"train": list[int](), "val": list[int]()}
     names = sorted({record.label for store, _ in data for record in store.records if record.label})
     if len(names) < 2:
@@ -111,6 +119,7 @@ def train_classifier(
         "network": recipe.network,
         "labels": names,
         "shown": shown,
+        "crop": spec.crop,
         "margin": spec.margin,
         "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
         "stores": [store.name for store, _ in data],

@@ -1,8 +1,8 @@
 """The training loop shared by segmenters and classifiers: Lightning, plus what a run needs to survive a kill.
 
 A run's folder holds, for each phase, `phase-K/last.ckpt` (optimizer state, for resuming),
-`phase-K/weights.safetensors` with a JSON beside it (the best epoch so far), CSV and TensorBoard logs, `phase-K/epochs.json`
-once the phase is over; and at the end `weights.safetensors` and `weights.json` of the run.
+`phase-K/weights.safetensors` with a JSON beside it (the best epoch so far), CSV and TensorBoard logs,
+`phase-K/epochs.json` once the phase is over; and at the end `weights.safetensors` and `weights.json` of the run.
 """
 
 from __future__ import annotations

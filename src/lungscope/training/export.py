@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +20,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from lungscope.bundle import MANIFEST, SCHEMA_VERSION, Bundle, sha256_of
+from lungscope.data.split import Split
+from lungscope.data.store import Store
 from lungscope.errors import BundleError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
-from lungscope.stages.classification import Conformal
-from lungscope.training.classifier import view_spec
+from lungscope.stages.classification import Conformal, ViewSpec
 from lungscope.training.networks import build_classifier, build_segmenter, features, head_of
 from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
@@ -31,6 +33,9 @@ from lungscope.writers.atomic import write_text
 log = logging.getLogger(__name__)
 
 OPSET = 18
+
+#: Films, about, that the parity gates look at.
+PARITY_FILMS = 16
 
 #: Largest difference that the gate lets through between torch and the runtime in f32, of probabilities and of logits.
 TOLERANCE = 1e-3
@@ -84,6 +89,22 @@ class Trained:
         if not weights.is_file() or not facts.is_file():
             raise BundleError(f"{path}: expected a finished training run with weights.safetensors and weights.json")
         return cls(weights, json.loads(facts.read_text()))
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> list[Trained]:
+        """The segmenters of a finished bundle, as they are stored."""
+        spec = bundle.segmenter
+        return [cls(member.path, {"network": member.network, "size": spec.size}) for member in spec.members]
+
+
+def parity_films(data: Sequence[tuple[Store, Split]]) -> NDArray[np.float32]:
+    """Films f32 [N, 1, S, S] in 0..1 on which torch and the runtime must agree, evenly from the validation parts."""
+    films = []
+    for store, split in data:
+        chosen = split.select(store, "val")
+        step = max(1, len(chosen) * len(data) // PARITY_FILMS)
+        films += [store.images[i] for i in chosen[::step]]
+    return np.stack(films)[:, None].astype(np.float32) / np.float32(255)
 
 
 def to_onnx(graph: nn.Module, size: int, path: Path, outputs: list[str]) -> None:
@@ -279,7 +300,7 @@ def _export_classifier(
     graph = ClassifierGraph(network.eval(), name)
     _gate_logits(network, graph, _resized(films, size))
     differences = export_graph(graph, path, _resized(films, size), ["logits", "cam"])
-    view = view_spec(facts["shown"], size, facts["margin"])
+    view = ViewSpec(facts["shown"], facts["crop"], facts["margin"], size)
     return {
         "network": name,
         "file": path.name,

@@ -30,9 +30,6 @@ ENCODERS = {
 }
 SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS for e in ENCODERS}
 
-#: The paper's ensemble (paper, "Selection").
-PAPER_ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
-
 
 @dataclass(frozen=True)
 class ClassifierRow:

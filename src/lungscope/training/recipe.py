@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lungscope.errors import RecipeError, look_up
@@ -114,29 +116,42 @@ class Recipe:
     clip_gradient: float = 0.0
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    folder = resources.files("lungscope.training") / "recipes"
+def shipped(what: Literal["recipe", "budget"]) -> list[str]:
+    """Names of the shipped recipes or budgets."""
+    folder = resources.files("lungscope.training") / f"{what}s"
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a shipped recipe by name, or any TOML file by path. Raises RecipeError with what is wrong and where."""
+    recipe: Recipe = read_table(Recipe, load_toml(name_or_path, "recipe"), name_or_path)
+    _check(recipe, name_or_path)
+    return recipe
+
+
+def load_toml(name_or_path: str, what: Literal["recipe", "budget"]) -> dict[str, Any]:
+    """A shipped recipe or budget by name, or any TOML file by path. Raises RecipeError where there is none."""
     path = Path(name_or_path)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe file. Shipped recipes: {', '.join(recipe_names())}")
-        text = path.read_text()
-    else:
-        name = look_up(name_or_path, recipe_names(), what="recipe", error=RecipeError)
-        text = (resources.files("lungscope.training") / "recipes" / f"{name}.toml").read_text()
+    known = shipped(what)
+    if path.suffix != ".toml":
+        path = Path(str(resources.files("lungscope.training"))) / f"{what}s"
+        path /= look_up(name_or_path, known, what=what, error=RecipeError) + ".toml"
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such {what} file. Shipped {what}s: {', '.join(known)}")
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name_or_path}: not valid TOML: {error}") from error
-    recipe: Recipe = _build(Recipe, table, str(name_or_path))
-    _check(recipe, str(name_or_path))
-    return recipe
+
+
+def changed(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
+    """`recipe` with some of its keys set to other values. Raises RecipeError as `load_recipe` does."""
+    table = as_table(recipe)
+    for key in changes:
+        look_up(key, table, what=f"{where}: key", error=RecipeError)
+    other: Recipe = read_table(Recipe, json.loads(json.dumps(table | changes)), where)
+    _check(other, where)
+    return other
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -161,8 +176,11 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn a TOML value into `kind`, refusing unknown and missing keys, wrong types and values outside a Literal."""
+def read_table(kind: Any, value: Any, where: str) -> Any:
+    """Turn a TOML value into `kind`, a dataclass or a type of one of its fields.
+
+    Raises RecipeError for unknown and missing keys, wrong types and values outside a Literal.
+    """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a table, got {value!r}")
@@ -176,13 +194,21 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         }
         if missing := sorted(required - set(value)):
             raise RecipeError(f"{where}: missing {', '.join(missing)}")
-        return kind(**{key: _build(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+        return kind(**{key: read_table(hints[key], item, f"{where}: {key}") for key, item in value.items()})
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise RecipeError(f"{where}: expected a list, got {value!r}")
-        return tuple(_build(get_args(kind)[0], item, where) for item in value)
+        return tuple(read_table(get_args(kind)[0], item, where) for item in value)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where}: expected a table, got {value!r}")
+        return value
     if get_origin(kind) is Literal:
         return look_up(str(value), get_args(kind), what=where, error=RecipeError)
+    if get_origin(kind) is UnionType:
+        return read_table(next(inner for inner in get_args(kind) if inner is not type(None)), value, where)
+    if kind is bool and isinstance(value, bool):
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or isinstance(value, bool):

@@ -1,0 +1,148 @@
+"""`lungscope benchmark`: the paper's networks trained and measured under one budget, and its tables made of that."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lungscope.bundle import Bundle, locate
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import LungscopeError, MissingExtraError, UsageError
+from lungscope.evaluation.benchmark import Kind
+from lungscope.evaluation.tables import render
+from lungscope.writers.json import dumps
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Compare networks under one budget. The same command goes on with a grid cut off; what is done is kept.",
+)
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder of the results: a JSON for each cell under OUT/KIND/, tables beside.")
+]
+Render = Annotated[bool, typer.Option("--render", help="Only make tables and plots from the results that are there.")]
+BudgetName = Annotated[str, typer.Option("--budget", help="A shipped budget's name (cpu, paper), or a TOML file.")]
+Stores = Annotated[list[Path] | None, typer.Option("--data", help="A store; may be repeated.")]
+Splits = Annotated[list[Path] | None, typer.Option("--split", help="A split; may be repeated.")]
+Work = Annotated[Path, typer.Option("--work", help="Folder of trainings in the making; keep it to go on.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="A cell's or a network's name; may be repeated.")]
+Model = Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")]
+Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, or a Lightning precision such as bf16-mixed.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load films.")]
+Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON on standard output.")]
+
+
+@app.command()
+def segmentation(
+    out: Out,
+    only_render: Render = False,
+    budget: BudgetName = "cpu",
+    data: Stores = None,
+    split: Splits = None,
+    work: Work = Path("runs/benchmark"),
+    only: Only = None,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    workers: Workers = 0,
+    json_: Json = False,
+) -> None:
+    """Fifteen segmenters and their ensemble, on the films that have a lung mask (paper, Tables 1 to 3)."""
+    failed = {}
+    if not only_render:
+        failed = _run("segmentation", out, budget, data, split, work, only, None, (accelerator, precision, workers))
+    _finish("segmentation", out, failed, json_)
+
+
+@app.command()
+def classification(
+    out: Out,
+    only_render: Render = False,
+    budget: BudgetName = "cpu",
+    data: Stores = None,
+    split: Splits = None,
+    work: Work = Path("runs/benchmark"),
+    only: Only = None,
+    model: Model = None,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    workers: Workers = 0,
+    json_: Json = False,
+) -> None:
+    """Four classifiers on the lungs alone, the whole film and the background alone (paper, Table 4)."""
+    failed = {}
+    if not only_render:
+        failed = _run("classification", out, budget, data, split, work, only, model, (accelerator, precision, workers))
+    _finish("classification", out, failed, json_)
+
+
+def _run(
+    kind: Kind,
+    out: Path,
+    budget: str,
+    data: list[Path] | None,
+    split: list[Path] | None,
+    work: Path,
+    only: list[str] | None,
+    model: str | None,
+    hardware: tuple[str, str, int],
+) -> dict[str, str]:
+    """Run the cells; a cell that can not be run does not stop the others. Returns the reasons by cell."""
+    try:
+        from lungscope.training.benchmark import Bench
+        from lungscope.training.budget import load_budget
+        from lungscope.training.engine import Hardware
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lungscope"):
+            raise
+        raise MissingExtraError(f"`lungscope benchmark {kind}` without --render", "train") from error
+    if not data or not split:
+        raise UsageError("Training needs --data and --split, each at least once. For tables of results alone: --render")
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    parts, stores = Split.read_all(split), sorted(map(Store.open, data), key=lambda store: store.name)
+    accelerator, precision, workers = hardware
+    bench = Bench(
+        budget=load_budget(budget),
+        budget_name=Path(budget).stem,
+        data=[(store, parts) for store in stores],
+        split_files=split,
+        out=out,
+        work=work,
+        hardware=Hardware(accelerator, precision=precision, workers=workers),
+        segmenter=Bundle.load(locate(model)),
+    )
+    cells = list(bench.budget.cells(kind))
+    names = {name for cell in cells for name in (cell.name, cell.network)}
+    if unknown := sorted(set(only or []) - names):
+        raise UsageError(f"--only {', '.join(unknown)}: the budget has no such cell. It has {', '.join(sorted(names))}")
+    failed: dict[str, str] = {}
+    for cell in cells:
+        if only and not {cell.name, cell.network} & set(only):
+            continue
+        try:
+            bench.run(cell)
+        except LungscopeError as error:
+            failed[cell.name] = str(error)
+            logging.getLogger(__name__).error("%s: %s", cell.name, error)
+    return failed
+
+
+def _finish(kind: Kind, out: Path, failed: dict[str, str], as_json: bool) -> None:
+    written = render(out, kind)
+    if as_json:
+        print(dumps({"written": [str(path) for path in written], "failed": failed}))
+    else:
+        for path in written:
+            print(path)
+        for name, reason in failed.items():
+            print(f"{name} failed: {reason}")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,492 @@
+"""A benchmark's cells as files, and what they say together: the paper's Tables 1 to 4 with intervals beside them.
+
+A cell is one network trained under one budget and measured through the path that ships. Its result is one JSON file
+that is never changed; cells from several machines are merged by copying files into one folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lungscope.errors import DataError
+from lungscope.evaluation.bootstrap import bootstrap_mean
+from lungscope.evaluation.comparison import mcnemar
+from lungscope.stages.classification import INPUT_NAMES, INPUTS
+from lungscope.statistics import number, or_null, with_interval
+
+SCHEMA_VERSION = "1"
+
+Kind = Literal["segmentation", "classification"]
+
+#: Paper, Tables 1-3: binary_accuracy, dice_coef and iou_score of each segmenter, in the paper's order.
+PAPER_SEGMENTERS = {
+    "unet-mobilenetv2": (0.7585, 0.5252, 0.7511),
+    "unet-seresnext50": (0.9886, 0.9757, 0.9941),
+    "unet-inceptionresnetv2": (0.9906, 0.9794, 0.995),
+    "unet-efficientnetb2": (0.9894, 0.9769, 0.9945),
+    "unet-vgg16": (0.9282, 0.7714, 0.9403),
+    "linknet-mobilenetv2": (0.6167, 0.4094, 0.7271),
+    "linknet-seresnext50": (0.9967, 0.9925, 0.9981),
+    "linknet-inceptionresnetv2": (0.998, 0.9946, 0.9985),
+    "linknet-efficientnetb2": (0.9905, 0.9794, 0.995),
+    "linknet-vgg16": (0.989, 0.969, 0.9907),
+    "fpn-mobilenetv2": (0.6587, 0.4794, 0.7374),
+    "fpn-seresnext50": (0.998, 0.9946, 0.9985),
+    "fpn-inceptionresnetv2": (0.9913, 0.9818, 0.9955),
+    "fpn-efficientnetb2": (0.9920, 0.9826, 0.9957),
+    "fpn-vgg16": (0.9911, 0.972, 0.9917),
+}
+
+#: Paper, Table 4: loss and accuracy on validation, loss and accuracy on test. Its last row is named
+#: "InceptionResNet50"; the text says InceptionResNetV2.
+PAPER_CLASSIFIERS = {
+    "coatnet0": (0.159, 0.958, 0.144, 0.9549),
+    "xception": (0.182, 0.9563, 0.220, 0.9380),
+    "resnet50": (0.182, 0.9311, 0.220, 0.9264),
+    "inceptionresnetv2": (0.193, 0.9481, 0.197, 0.9387),
+}
+
+#: Paper, "Selection": the ensemble's members.
+ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
+
+TITLES = {"unet": "Table 1: U-Net", "linknet": "Table 2: LinkNet", "fpn": "Table 3: FPN"}
+
+SEGMENTATION_NOTES = (
+    "The paper's IoU is above its Dice in every row. For one pair of masks Dice = 2 IoU / (1 + IoU) is never below "
+    "IoU, so "
+    "that its two columns were not computed as they are here (strict, for each film, then averaged).",
+    "The paper splits at random over films of which many are duplicates of one another; here no duplicate group and no "
+    "patient is on two sides.",
+    "The paper scores masks of all three classes. Here Viral Pneumonia films have masks; those of the other classes "
+    "are "
+    "not at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
+)
+CLASSIFICATION_NOTES = (
+    "The paper splits at random over films of which many are duplicates of one another; here no duplicate group is "
+    "on two "
+    "sides, which costs accuracy.",
+    "The paper's lungs were found by its ensemble; here by one segmenter, named in every cell.",
+    "In this data class, source and age go together. What a network reads from the background is not about lungs; "
+    "where the "
+    "background alone is told as well as the lungs, accuracy on this data does not show that lungs were read.",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a grid. network: "ensemble" for pooled segmenters, whose `variant` is then how they are pooled."""
+
+    kind: Kind
+    network: str
+    seed: int
+    variant: str | None = None
+    input: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's stem. A variant's input is the variant's own and not in the name."""
+        shown = self.input if self.variant is None else None
+        parts = (self.network, self.variant, shown if self.kind == "classification" else None, f"seed{self.seed}")
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be read: rows of text, one entry a column."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
+    """The results in `folder`, in the order of the paper's tables.
+
+    Raises DataError where there is none, where a file is no result, or where results can not stand in one table:
+    another budget, other parts.
+    """
+    cells = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            known = cell["schema_version"] == SCHEMA_VERSION and cell["kind"] == kind
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is no benchmark result ({error}). Remove it, or run its cell again") from error
+        if not known:
+            raise DataError(
+                f"{path}: kind {cell['kind']!r}, schema {cell['schema_version']!r}; here {kind!r}, {SCHEMA_VERSION!r}. "
+                "Remove it, or run its cell again"
+            )
+        cells.append(cell)
+    if not cells:
+        raise DataError(f"{folder}: no results. Make some: lungscope benchmark {kind} --budget … --data … --split …")
+    for what in ("budget", "parts"):
+        digests = {json.dumps(cell[what], sort_keys=True): cell["name"] for cell in cells}
+        if len(digests) > 1:
+            raise DataError(
+                f"{folder}: results differ in {what}: {', '.join(sorted(digests.values()))}. Keep cells of one "
+                "budget and one "
+                "split in a folder"
+            )
+    return sorted(cells, key=_order)
+
+
+def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
+    networks = [*PAPER_SEGMENTERS, *PAPER_CLASSIFIERS]
+    place = networks.index(cell["network"]) if cell["network"] in networks else len(networks)
+    shown = INPUTS.index(cell["input"]) if cell.get("input") else 0
+    return (place, cell["variant"] is not None, cell["variant"] or "", shown, cell["seed"])
+
+
+def tables(cells: Sequence[dict[str, Any]], kind: Kind) -> list[Table]:
+    """What the results say, as tables to be read."""
+    return list(_segmentation_tables(cells) if kind == "segmentation" else _classification_tables(cells))
+
+
+def notes(kind: Kind) -> tuple[str, ...]:
+    """Where the paper's numbers and these can not be compared, and why."""
+    return SEGMENTATION_NOTES if kind == "segmentation" else CLASSIFICATION_NOTES
+
+
+def summary(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, Any]:
+    """The results as numbers, without films: what a table or a plot of one's own is made from."""
+    rows = [
+        {key: value for key, value in _without_films(cell).items() if key not in ("budget", "parts")} for cell in cells
+    ]
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "budget": cells[0]["budget"],
+        "parts": cells[0]["parts"],
+        "notes": list(notes(kind)),
+        "cells": rows,
+    }
+    if kind == "classification":
+        document["mcnemar"] = [pair.to_json() for pair in _pairs(cells)]
+    return document
+
+
+def _without_films(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_films(item) for key, item in value.items() if key not in ("per_film", "worst")}
+    return [_without_films(item) for item in value] if isinstance(value, list) else value
+
+
+# Segmentation ---------------------------------------------------------------------------------------------------------
+
+
+def _segmentation_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
+    plain = [cell for cell in cells if cell["variant"] is None]
+    stores = [row["store"] for row in cells[0]["stores"]]
+    for decoder, title in TITLES.items():
+        rows = [_paper_row(cell) for cell in plain if cell["network"].startswith(f"{decoder}-")]
+        columns = ("backbone", "paper: accuracy", "paper: Dice", "paper: IoU")
+        first = stores[0]
+        ours = (f"{first}: accuracy", f"{first}: Dice [95 %]", f"{first}: IoU", "Dice, ours − paper")
+        others = tuple(f"{store}: Dice [95 %]" for store in stores[1:])
+        if rows:
+            yield Table(title, (*columns, *ours, *others), tuple(rows))
+    if plain:
+        yield _ranking(plain, stores[0])
+    if pooled := [cell for cell in cells if cell["network"] == "ensemble"]:
+        yield _ensemble(pooled, [cell for cell in plain if cell["network"] in ENSEMBLE], stores)
+    if varied := [cell for cell in cells if cell["variant"] is not None and cell["network"] != "ensemble"]:
+        yield _variants(varied, plain, stores)
+
+
+def _paper_row(cell: dict[str, Any]) -> tuple[str, ...]:
+    accuracy, dice, iou = PAPER_SEGMENTERS[cell["network"]]
+    first, *others = cell["stores"]
+    scores = first["scores"]
+    mean = scores["dice"]["mean"]
+    return (
+        _label(cell).partition("-")[2],
+        *(number(value) for value in (accuracy, dice, iou)),
+        number(scores["binary_accuracy"]["mean"]),
+        _with_span(scores["dice"]),
+        number(scores["iou"]["mean"]),
+        f"{mean - dice:+.4f}",
+        *(_with_span(store["scores"]["dice"]) for store in others),
+    )
+
+
+def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
+    """All networks by Dice, each with its distance from the first, on the same films."""
+    ranked = sorted(cells, key=lambda cell: -cell["stores"][0]["scores"]["dice"]["mean"])
+    rows = []
+    for cell in ranked:
+        scores = cell["stores"][0]["scores"]
+        rows.append(
+            (
+                _label(cell),
+                _with_span(scores["dice"]),
+                "–" if cell is ranked[0] else _paired(cell, ranked[0]),
+                number(scores["dice"]["p5"]),
+                number(scores["hd95"]["mean"], 1),
+                f"{cell['parameters'] / 1e6:.1f}",
+                f"{cell['latency_ms']['fastest']:.0f}",
+                f"{cell['training']['seconds'] / 60:.0f}",
+            )
+        )
+    columns = (
+        "network",
+        "Dice [95 %]",
+        "Dice, less the first one's [95 %]",
+        "5th percentile",
+        "HD95, px",
+        "parameters, millions",
+        "fastest film, ms",
+        "training, minutes",
+    )
+    note = (
+        "Differences are over the same films, with bootstrap intervals over duplicate groups; where an interval "
+        "holds 0 the "
+        "two are not told apart. Times are of the machine named in each cell, which may have been busy with other work."
+    )
+    return Table(f"All networks on {store}, by Dice", columns, tuple(rows), note)
+
+
+def _paired(cell: dict[str, Any], first: dict[str, Any]) -> str:
+    mine, theirs = ({row["id"]: row for row in side["stores"][0]["per_film"]} for side in (cell, first))
+    both = [film for film in mine if film in theirs]
+    difference = [mine[film]["dice"] - theirs[film]["dice"] for film in both]
+    interval = bootstrap_mean(difference, [mine[film]["group"] for film in both])
+    return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def _ensemble(pooled: Sequence[dict[str, Any]], members: Sequence[dict[str, Any]], stores: Sequence[str]) -> Table:
+    rows = []
+    for cell in [*members, *pooled]:
+        values = [_label(cell)]
+        for store in cell["stores"]:
+            scores = store["scores"]
+            values += [_with_span(scores["dice"]), _with_span(scores["coverage"]), number(scores["precision"]["mean"])]
+        rows.append((*values, f"{cell['parameters'] / 1e6:.1f}", f"{cell['latency_ms']['fastest']:.0f}"))
+    columns = tuple(
+        f"{store}: {what}" for store in stores for what in ("Dice [95 %]", "recall of lung [95 %]", "precision")
+    )
+    note = (
+        "The paper pools to 'maximise the segmented image area': recall of lung is the share of the drawn lungs that "
+        "is found; what "
+        "a union wins there it can lose in precision."
+    )
+    return Table(
+        "The ensemble and its members",
+        ("network", *columns, "parameters, millions", "fastest film, ms"),
+        tuple(rows),
+        note,
+    )
+
+
+def _variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], stores: Sequence[str]) -> Table:
+    networks = list(dict.fromkeys(cell["network"] for cell in varied))
+    rows, reasons = [], {}
+    for network in networks:
+        for cell in (cell for cell in [*plain, *varied] if cell["network"] == network):
+            reasons[cell["variant"]] = cell["reason"]
+            rows.append(
+                (
+                    network,
+                    cell["variant"] or "as in the grid",
+                    number(PAPER_SEGMENTERS[network][1]),
+                    *(_with_span(store["scores"]["dice"]) for store in cell["stores"]),
+                )
+            )
+    note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if name) + "."
+    columns = ("network", "variant", "paper: Dice", *(f"{store}: Dice [95 %]" for store in stores))
+    return Table("One thing changed", columns, tuple(rows), note)
+
+
+# Classification -------------------------------------------------------------------------------------------------------
+
+
+def _classification_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
+    plain = [cell for cell in cells if cell["variant"] is None]
+    lungs = [cell for cell in plain if cell["input"] == "lungs"]
+    if lungs:
+        yield _paper_table(lungs)
+        yield _more(lungs)
+        yield _by_class(lungs)
+    if len({cell["input"] for cell in plain}) > 1:
+        yield _controls(plain)
+    if pairs := list(_pairs(cells)):
+        rows = tuple((p.first, p.second, str(p.only_first), str(p.only_second), f"{p.p:.2g}") for p in pairs)
+        columns = ("network", "other", "only the one is right", "only the other is right", "p")
+        note = "McNemar's test, exact, two-sided, on the films of the test part; not corrected for the number of pairs."
+        yield Table("Pairs of networks, lungs alone", columns, rows, note)
+    if varied := [cell for cell in cells if cell["variant"] is not None]:
+        yield _classifier_variants(varied, plain)
+
+
+def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for cell in cells:
+        val_loss, val_accuracy, test_loss, test_accuracy = PAPER_CLASSIFIERS[cell["network"]]
+        val, test = cell["val"], cell["test"]
+        rows.append(
+            (
+                _label(cell),
+                *(number(value) for value in (val_loss, val_accuracy, test_loss, test_accuracy)),
+                number(val["log_loss"]),
+                number(val["accuracy"]),
+                number(test["uncalibrated"]["log_loss"]),
+                with_interval(test["accuracy"], test["intervals"]["accuracy"]),
+                f"{test['accuracy'] - test_accuracy:+.4f}",
+            )
+        )
+    names = ("validation loss", "validation accuracy", "test loss")
+    columns = (
+        "network",
+        *(f"paper: {name}" for name in (*names, "test accuracy")),
+        *names,
+        "test accuracy [95 %]",
+        "test accuracy, ours − paper",
+    )
+    return Table("Table 4: classifiers on the lungs alone", columns, tuple(rows), "Losses are before calibration.")
+
+
+def _more(cells: Sequence[dict[str, Any]]) -> Table:
+    rows = tuple(
+        (
+            _label(cell),
+            with_interval(test["macro_f1"], test["intervals"]["macro_f1"]),
+            with_interval(test["macro_auc"], test["intervals"]["macro_auc"]),
+            number(test["uncalibrated"]["ece"]),
+            with_interval(test["ece"], test["intervals"]["ece"]),
+            number(test["temperature"], 2),
+            f"{test['conformal']['coverage']:.3f}",
+            f"{cell['parameters'] / 1e6:.1f}",
+            f"{cell['latency_ms']['fastest']:.0f}",
+            f"{cell['training']['seconds'] / 60:.0f}",
+        )
+        for cell in cells
+        for test in [cell["test"]]
+    )
+    columns = (
+        "network",
+        "macro-F1 [95 %]",
+        "macro AUC [95 %]",
+        "ECE before",
+        "ECE after [95 %]",
+        "temperature",
+        "coverage of 95 % sets",
+        "parameters, millions",
+        "fastest film, ms",
+        "training, minutes",
+    )
+    note = (
+        "ECE in 15 bins, before and after temperature scaling; temperature and sets were fitted on the validation part."
+    )
+    return Table("Further scores on the test part, lungs alone", columns, rows, note)
+
+
+def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for cell in cells:
+        test = cell["test"]
+        for label, scores in test["classes"].items():
+            spans = test["class_intervals"][label]
+            values = (with_interval(scores[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
+            rows.append((_label(cell), label, str(scores["films"]), *values))
+    columns = ("network", "class", "n", "sensitivity [95 %]", "specificity [95 %]", "F1 [95 %]")
+    return Table("By class, lungs alone", columns, tuple(rows))
+
+
+def _controls(cells: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
+        of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
+        accuracies = (
+            with_interval(of[shown]["test"]["accuracy"], of[shown]["test"]["intervals"]["accuracy"])
+            if shown in of
+            else "–"
+            for shown in INPUTS
+        )
+        gap = _gap(of["background"], of["lungs"]) if {"background", "lungs"} <= set(of) else "–"
+        rows.append((_label(next(iter(of.values()))), *accuracies, gap))
+    columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in INPUTS), "background − lungs [95 %]")
+    note = (
+        "One budget for all. A background that tells as much as the lungs means that what is learnt easily on this "
+        "data is not "
+        "about lungs."
+    )
+    return Table("What the networks see: lungs, film, background", columns, tuple(rows), note)
+
+
+def _gap(one: dict[str, Any], other: dict[str, Any]) -> str:
+    mine, theirs = (_right(cell) for cell in (one, other))
+    both = [film for film in mine if film in theirs]
+    difference = [float(mine[film][0]) - float(theirs[film][0]) for film in both]
+    interval = bootstrap_mean(difference, [mine[film][1] for film in both])
+    return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) -> Table:
+    rows, reasons = [], {}
+    for network in dict.fromkeys(cell["network"] for cell in varied):
+        for cell in [*plain, *varied]:
+            if cell["network"] == network and (cell["variant"] or cell["input"] == "lungs"):
+                reasons[cell["variant"]] = cell["reason"]
+                test = cell["test"]
+                rows.append(
+                    (
+                        network,
+                        cell["variant"] or "as in the grid",
+                        with_interval(test["accuracy"], test["intervals"]["accuracy"]),
+                        with_interval(test["macro_f1"], test["intervals"]["macro_f1"]),
+                    )
+                )
+    note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if name) + "."
+    return Table("One thing changed", ("network", "variant", "accuracy [95 %]", "macro-F1 [95 %]"), tuple(rows), note)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks on the same films: how many only the one got right, and McNemar's p."""
+
+    first: str
+    second: str
+    films: int
+    only_first: int
+    only_second: int
+    p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: or_null(value) if isinstance(value, float) else value for key, value in vars(self).items()}
+
+
+def _pairs(cells: Sequence[dict[str, Any]]) -> Iterable[Pair]:
+    plain = [cell for cell in cells if cell["variant"] is None and cell["input"] == "lungs"]
+    for one, other in itertools.combinations(plain, 2):
+        if one["seed"] != other["seed"]:
+            continue
+        mine, theirs = _right(one), _right(other)
+        both = [film for film in mine if film in theirs]
+        a, b = (np.array([side[film][0] for film in both], np.bool_) for side in (mine, theirs))
+        only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+        yield Pair(_label(one), _label(other), len(both), only_a, only_b, mcnemar(only_a, only_b))
+
+
+def _right(cell: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+    return {row["id"]: (row["label"] == row["predicted"], row["group"]) for row in cell["test"]["per_film"]}
+
+
+# Shared ---------------------------------------------------------------------------------------------------------------
+
+
+def _label(cell: dict[str, Any]) -> str:
+    """What a cell is called in a table."""
+    name = f"ensemble, {cell['variant']}" if cell["network"] == "ensemble" else str(cell["network"])
+    return name if not cell["seed"] else f"{name} (seed {cell['seed']})"
+
+
+def _with_span(score: dict[str, Any]) -> str:
+    return with_interval(score["mean"], score["interval"])

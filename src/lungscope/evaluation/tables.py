@@ -1,0 +1,181 @@
+"""A benchmark's results as pages: Markdown, HTML and JSON with the same tables, and plots beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungscope.evaluation import plots
+from lungscope.evaluation.benchmark import Kind, Table, load_cells, notes, summary, tables
+from lungscope.report import DISCLAIMER
+from lungscope.stages.classification import INPUT_NAMES
+from lungscope.writers.atomic import write_text
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1a1d23; --dim: #5d6673; --line: #dde1e7; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14161b; --ink: #e8eaee; --dim: #9aa3b0; --line: #31363f; } }
+body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
+  max-width: 1240px; margin: 0 auto; padding: 28px 20px; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--dim); font-weight: 500; white-space: normal; vertical-align: bottom; }
+.note { color: var(--dim); max-width: 860px; } svg { max-width: 100%; height: auto; border-radius: 8px; }
+"""
+
+
+def render(folder: Path, kind: Kind) -> list[Path]:
+    """Write `folder`/KIND.md, .html, .json and its plots from the results in `folder`/KIND/; the same results give the
+    same bytes. Returns what was written. Raises DataError where results are missing or do not go together."""
+    cells = load_cells(folder / kind, kind)
+    drawn = _plots(cells, kind)
+    files = {f"{kind}-{name}.svg": text for name, text in drawn.items()}
+    files[f"{kind}.md"] = _markdown(cells, kind, sorted(files))
+    files[f"{kind}.html"] = _html(cells, kind, drawn)
+    files[f"{kind}.json"] = json.dumps(summary(cells, kind), indent=1, allow_nan=False) + "\n"
+    for name, text in files.items():
+        write_text(folder / name, text)
+    return [folder / name for name in files]
+
+
+def _markdown(cells: Sequence[dict[str, Any]], kind: Kind, pictures: Sequence[str]) -> str:
+    parts = [f"# {kind.capitalize()} benchmark, budget `{cells[0]['budget']['name']}`", *_facts(cells)]
+    for table in tables(cells, kind):
+        parts.append(f"## {table.title}\n\n{_markdown_table(table)}" + (f"\n\n{table.note}" if table.note else ""))
+    parts.append("## What can not be compared\n\n" + "\n".join(f"- {note}" for note in notes(kind)))
+    parts.append("\n".join(f"![{name}]({name})" for name in pictures))
+    return "\n\n".join([*parts, DISCLAIMER]) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def _html(cells: Sequence[dict[str, Any]], kind: Kind, drawn: dict[str, str]) -> str:
+    title = f"{kind.capitalize()} benchmark, budget {cells[0]['budget']['name']}"
+    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(fact)}</p>" for fact in _facts(cells))]
+    for table in tables(cells, kind):
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+        parts.append(f"<h2>{escape(table.title)}</h2>")
+        parts.append(
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+        parts.append(f'<p class="note">{escape(table.note)}</p>' if table.note else "")
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes(kind))
+    parts.append(f"<h2>What can not be compared</h2><ul>{items}</ul>")
+    parts += drawn.values()
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(part for part in parts if part)
+        + f"\n<p><strong>{escape(DISCLAIMER)}</strong></p></main></body></html>\n"
+    )
+
+
+def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """The budget, the films, and where and from what code the cells come."""
+    recipe = cells[0]["budget"]["recipe"]
+    phases = ", then ".join(
+        f"{phase['epochs']} epochs at {phase['size']}²" + (f" of {phase['films']} films" if phase["films"] else "")
+        for phase in recipe["phases"]
+    )
+    hardware = sorted(
+        {
+            f"{cell['hardware']['cores']} cores of {cell['hardware']['processor']}, {cell['training']['precision']}"
+            for cell in cells
+        }
+    )
+    commits = sorted({str(cell["commit"] or "unknown")[:12] for cell in cells})
+    films = cells[0]["films"]
+    return [
+        f"{len(cells)} results. Budget: {phases}, batches of {recipe['batch']}, from random weights; "
+        f"{cells[0]['budget']['reason']}",
+        f"Films: {films['train']} to train, {films['val']} to validate; scores are of the test part, through the "
+        "path that ships, "
+        "with 95 % bootstrap intervals over duplicate groups or patients.",
+        f"Trained on: {'; '.join(hardware)}. Commits: {', '.join(commits)}.",
+    ]
+
+
+def _plots(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, str]:
+    plain = [cell for cell in cells if cell["variant"] is None]
+    if not plain:
+        return {}
+    if kind == "segmentation":
+        first = plain[0]["stores"][0]["store"]
+        points = {
+            what: [_segmenter_point(cell, size) for cell in plain]
+            for what, size in (("parameters", _millions), ("latency", _fastest))
+        }
+        drawn = {
+            "dice-parameters": plots.scatter(
+                f"Dice on {first} by size", points["parameters"], "parameters, millions", "Dice"
+            ),
+            "dice-latency": plots.scatter(f"Dice on {first} by time", points["latency"], "fastest film, ms", "Dice"),
+        }
+        for n, store in enumerate(row["store"] for row in plain[0]["stores"]):
+            drawn[f"boxes-{store}"] = plots.boxes(
+                f"Dice of the films of {store}", [_box(cell, n) for cell in plain], "Dice"
+            )
+        monitor, name = "val_dice", "validation Dice"
+    else:
+        lungs = [cell for cell in plain if cell["input"] == "lungs"]
+        drawn = {
+            "inputs": plots.intervals(
+                "Accuracy by what the network sees", [_classifier_point(cell) for cell in plain], "accuracy"
+            )
+        }
+        if lungs:
+            sizes = [_classifier_point(cell, _millions, cell["network"]) for cell in lungs]
+            drawn["accuracy-parameters"] = plots.scatter(
+                "Accuracy on the lungs alone by size", sizes, "parameters, millions", "accuracy"
+            )
+            times = [_classifier_point(cell, _fastest, cell["network"]) for cell in lungs]
+            drawn["accuracy-latency"] = plots.scatter(
+                "Accuracy on the lungs alone by time", times, "fastest film, ms", "accuracy"
+            )
+        monitor, name = "val_accuracy", "validation accuracy"
+    drawn["curves"] = plots.curves("Training", [_curve(cell, monitor) for cell in plain], "epoch", name)
+    return drawn
+
+
+def _millions(cell: dict[str, Any]) -> float:
+    return float(cell["parameters"]) / 1e6
+
+
+def _fastest(cell: dict[str, Any]) -> float:
+    return float(cell["latency_ms"]["fastest"])
+
+
+def _segmenter_point(cell: dict[str, Any], size: Any) -> plots.Point:
+    score = cell["stores"][0]["scores"]["dice"]
+    decoder, _, encoder = cell["network"].partition("-")
+    low, high = score["interval"]
+    return plots.Point(decoder, encoder, size(cell), score["mean"], low, high)
+
+
+def _classifier_point(cell: dict[str, Any], size: Any = None, group: str = "") -> plots.Point:
+    test = cell["test"]
+    low, high = test["intervals"]["accuracy"]
+    x = 0.0 if size is None else size(cell)
+    return plots.Point(cell["network"], group or INPUT_NAMES[cell["input"]], x, test["accuracy"], low, high)
+
+
+def _box(cell: dict[str, Any], store: int) -> plots.Box:
+    values = [row["dice"] for row in cell["stores"][store]["per_film"]]
+    p5, p25, p50, p75, p95 = (float(q) for q in np.percentile(values, (5, 25, 50, 75, 95)))
+    return plots.Box(cell["network"], cell["network"].partition("-")[2], (p5, p25, p50, p75, p95))
+
+
+def _curve(cell: dict[str, Any], monitor: str) -> plots.Line:
+    points = tuple((n, row["metrics"][monitor]) for n, row in enumerate(cell["training"]["epochs"], 1))
+    shown = f", {cell['input']}" if cell.get("input") else ""
+    group = cell["input"] if cell.get("input") else cell["network"].partition("-")[2]
+    return plots.Line(f"{cell['network']}{shown}", group, points)

@@ -1,0 +1,281 @@
+"""Run the cells of a benchmark: train, export, measure through the path that ships, write the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lungscope.bundle import Bundle, sha256_of
+from lungscope.data.split import Split, parts_digest
+from lungscope.data.store import Store
+from lungscope.errors import BundleError, DataError
+from lungscope.evaluation import scoring
+from lungscope.evaluation.benchmark import ENSEMBLE, SCHEMA_VERSION, Cell
+from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
+from lungscope.evaluation.provenance import facts
+from lungscope.pipeline import Analyzer
+from lungscope.readers import read
+from lungscope.report import Report
+from lungscope.stages.classification import INPUTS
+from lungscope.training.budget import Budget
+from lungscope.training.classifier import train_classifier
+from lungscope.training.engine import EPOCHS, Hardware
+from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
+from lungscope.training.networks import build_classifier, build_segmenter
+from lungscope.training.recipe import as_table, load_recipe
+from lungscope.training.segmenter import train_segmenter
+from lungscope.writers.atomic import write_text
+
+log = logging.getLogger(__name__)
+
+#: Films on which a cell's time is taken, one after the other.
+TIMED_FILMS = 20
+#: Share of each class's films whose conformal set is to hold the class.
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of a sitting share.
+
+    out: the results' folder, one JSON a cell under `out`/KIND/. work: trainings and bundles in the making.
+    segmenter: the bundle that finds the lungs for classifiers.
+    """
+
+    budget: Budget
+    budget_name: str
+    data: Sequence[tuple[Store, Split]]
+    split_files: Sequence[Path]
+    out: Path
+    work: Path
+    hardware: Hardware
+    segmenter: Bundle
+
+    def result(self, cell: Cell) -> Path:
+        """The file of a cell's result."""
+        return self.out / cell.kind / f"{cell.name}.json"
+
+    def folder(self, cell: Cell) -> Path:
+        return self.work / cell.kind / cell.name
+
+    def run(self, cell: Cell) -> Path:
+        """Train and measure `cell`, going on where a sitting was cut off; a cell that has its result is left alone.
+
+        Returns the result's path. Raises DataError where a result there is of another budget or other parts, or where
+        an ensemble's members were not trained in `work`.
+        """
+        path = self.result(cell)
+        if path.exists():
+            self._check(path, cell)
+            return path
+        document = self._identity(cell)
+        log.info("%s", cell.name)
+        measured = self._ensemble(cell) if cell.network == "ensemble" else self._network(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({**document, **measured}, indent=1, allow_nan=False) + "\n")
+        return path
+
+    def _identity(self, cell: Cell) -> dict[str, Any]:
+        """What says whether two results belong together."""
+        recipe = as_table(load_recipe(self.budget.grid(cell.kind).recipe))
+        recipe.pop("network")
+        recipe = json.loads(json.dumps(recipe))
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        variant = self.budget.variant(cell)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": cell.kind,
+            "name": cell.name,
+            "network": cell.network,
+            "variant": cell.variant,
+            "reason": None if variant is None else variant.reason,
+            "changes": {} if variant is None else variant.changes,
+            "seed": cell.seed,
+            "input": cell.input,
+            "budget": {
+                "name": self.budget_name,
+                "reason": " ".join(self.budget.reason.split()),
+                "sha256": digest,
+                "recipe": recipe,
+            },
+            "parts": parts_digest(self._ready(cell)),
+        }
+
+    def _check(self, path: Path, cell: Cell) -> None:
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            differ = [key for key, value in self._identity(cell).items() if there.get(key) != value]
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path} is no benchmark result ({error}). Remove it, or name another folder") from error
+        if differ:
+            raise DataError(
+                f"{path} is the result of another {', '.join(differ)}. Results are never overwritten: name another "
+                "--out"
+            )
+
+    def _ready(self, cell: Cell) -> list[tuple[Store, Split]]:
+        """The stores that a kind of cell can be trained on: with lung masks, or with labels."""
+        needed = "mask" if cell.kind == "segmentation" else "label"
+        return [
+            (store, split) for store, split in self.data if any(getattr(record, needed) for record in store.records)
+        ]
+
+    def _network(self, cell: Cell) -> dict[str, Any]:
+        recipe, folder, data = self.budget.recipe(cell), self.folder(cell), self._ready(cell)
+        variant, films = self.budget.variant(cell), parity_films(data)
+        if cell.kind == "segmentation":
+            run = train_segmenter(recipe, data, folder / "run", seed=cell.seed, hardware=self.hardware)
+            trained = Trained.open(run)
+            bundle = export_bundle([trained], None, folder / "bundle", films=films, name=cell.name, version="0")
+            scores = _score_segmenter(bundle, data)
+            size = _parameters(build_segmenter(cell.network))
+        else:
+            run = train_classifier(
+                recipe,
+                data,
+                self.segmenter,
+                folder / "run",
+                shown=next(known for known in INPUTS if known == cell.input),
+                crop=None if variant is None else variant.crop,
+                seed=cell.seed,
+                hardware=self.hardware,
+            )
+            trained, finder = Trained.open(run), Trained.of_bundle(self.segmenter)
+            pool = self.segmenter.segmenter.pool
+            bundle = export_bundle(
+                finder, trained, folder / "bundle", films=films, name=cell.name, version="0", pool=pool
+            )
+            scores = _score_classifier(bundle, data)
+            labels, side = len(trained.facts["labels"]), int(trained.facts["size"])
+            size = _parameters(build_classifier(cell.network, classes=labels, size=side))
+        return {
+            "films": trained.facts["films"],
+            "parameters": size,
+            "training": _training(trained, folder / "run"),
+            **scores,
+            **self._facts(bundle),
+        }
+
+    def _ensemble(self, cell: Cell) -> dict[str, Any]:
+        members = [dataclasses.replace(cell, network=name, variant=None) for name in ENSEMBLE]
+        if missing := [member.name for member in members if not self.result(member).exists()]:
+            raise DataError(f"{cell.name} needs {', '.join(missing)} first")
+        try:
+            trained = [Trained.open(self.folder(member) / "run") for member in members]
+        except BundleError as error:
+            raise DataError(
+                f"{cell.name}: weights of its members are not all in {self.work} ({error}). Name the --work folder "
+                "that they "
+                "were trained in, or copy it here"
+            ) from error
+        data = self._ready(cell)
+        out = self.folder(cell) / "bundle"
+        bundle = export_bundle(
+            trained, None, out, films=parity_films(data), name=cell.name, version="0", pool=str(cell.variant)
+        )
+        rows = [json.loads(self.result(member).read_text(encoding="utf-8")) for member in members]
+        training = {
+            "seconds": sum(row["training"]["seconds"] for row in rows),
+            "precision": rows[0]["training"]["precision"],
+            "weights_sha256": [sha256_of(run.weights) for run in trained],
+        }
+        return {
+            "films": rows[0]["films"],
+            "parameters": sum(row["parameters"] for row in rows),
+            "training": training,
+            **_score_segmenter(bundle, data),
+            **self._facts(bundle),
+        }
+
+    def _facts(self, bundle: Bundle) -> dict[str, Any]:
+        measured = facts(Analyzer(bundle), list(self.split_files))
+        return {key: measured[key] for key in ("created", "weights", "split", "commit", "versions", "hardware")}
+
+
+def _training(trained: Trained, run: Path) -> dict[str, Any]:
+    epochs = [
+        row for path in sorted(run.glob(f"phase-*/{EPOCHS}")) for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    return {
+        "seconds": round(sum(row["seconds"] for row in epochs), 1),
+        "best_epoch": trained.facts["epoch"],
+        "precision": trained.facts["precision"],
+        "torch": trained.facts["torch"],
+        "weights_sha256": sha256_of(trained.weights),
+        "epochs": epochs,
+    }
+
+
+def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
+    analyzer = Analyzer(bundle, streams=os.cpu_count())
+    stores = [scoring.score_segmenter(analyzer, store, split, "test") for store, split in data]
+    return {"stores": _rounded(stores), "latency_ms": _latency(bundle, data, "segmentation")}
+
+
+def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
+    """Temperature and conformal sets are fitted on validation, and put into the bundle that is then scored."""
+    analyzer = Analyzer(bundle, streams=os.cpu_count())
+    val = _joined([scoring.predict(analyzer, store, split, "val") for store, split in data])
+    temperature = fit_temperature(val.logits, val.truth)
+    conformal = fit_conformal(softmax(val.logits, temperature), val.truth, COVERAGE)
+    amend_bundle(bundle, temperature=temperature, conformal=conformal)
+    test = _joined([scoring.predict(analyzer, store, split, "test") for store, split in data])
+    plain = {part: scoring.score_predictions(found, 1.0) for part, found in (("val", val), ("test", test))}
+    scores = scoring.score_predictions(test, temperature, conformal)
+    scores["uncalibrated"] = {name: plain["test"][name] for name in ("log_loss", "brier", "ece")}
+    return {
+        "val": {name: plain["val"][name] for name in ("films", "accuracy", "macro_f1", "log_loss", "ece")},
+        "test": _rounded(scores),
+        "latency_ms": _latency(bundle, data, "classification"),
+    }
+
+
+def _joined(parts: Sequence[scoring.Predictions]) -> scoring.Predictions:
+    return scoring.Predictions(
+        labels=parts[0].labels,
+        ids=[id_ for part in parts for id_ in part.ids],
+        groups=[group for part in parts for group in part.groups],
+        truth=np.concatenate([part.truth for part in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+        failed=[row for part in parts for row in part.failed],
+    )
+
+
+def _latency(bundle: Bundle, data: Sequence[tuple[Store, Split]], stage: str) -> dict[str, Any]:
+    """Milliseconds of a stage for one film after the other, on as many threads as the runtime takes."""
+    analyzer = Analyzer(bundle)
+    store, split = data[0]
+    films = [read(store.path_of(store.records[i])) for i in split.select(store, "test")[:TIMED_FILMS]]
+    times = [
+        result.run.timings_ms[stage]
+        for _ in range(2)
+        for result in analyzer.analyze_many(films)
+        if isinstance(result, Report) and stage in result.run.timings_ms
+    ]
+    if not times:
+        return {"films": 0, "fastest": None, "median": None}
+    return {"films": len(films), "fastest": min(times), "median": statistics.median(times)}
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits: results are kept for every film."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
