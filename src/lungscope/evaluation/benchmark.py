@@ -129,7 +129,7 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
     if not cells:
         raise DataError(f"{folder}: no results. Make some: lungscope benchmark {kind} --budget … --data … --split …")
     for what in ("budget", "parts"):
-        digests = {json.dumps(cell[what], sort_keys=True): cell["name"] for cell in cells}
+        digests = {json.dumps(identity(cell)[what]): cell["name"] for cell in cells}
         if len(digests) > 1:
             raise DataError(
                 f"{folder}: results differ in {what}: {', '.join(sorted(digests.values()))}. Keep cells of one "
@@ -137,6 +137,12 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
                 "split in a folder"
             )
     return sorted(cells, key=_order)
+
+
+def identity(cell: dict[str, Any]) -> dict[str, Any]:
+    """What a result is the result of; two that agree in it are the same cell of the same grid."""
+    keys = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "parts")
+    return {**{key: cell[key] for key in keys}, "budget": [cell["budget"]["name"], cell["budget"]["sha256"]]}
 
 
 def _order(cell: dict[str, Any]) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from lungscope.data.split import Split, parts_digest
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
 from lungscope.evaluation import scoring
-from lungscope.evaluation.benchmark import ENSEMBLE, SCHEMA_VERSION, Cell
+from lungscope.evaluation.benchmark import ENSEMBLE, SCHEMA_VERSION, Cell, identity
 from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
 from lungscope.evaluation.provenance import facts
 from lungscope.pipeline import Analyzer
@@ -89,7 +89,8 @@ class Bench:
     def _identity(self, cell: Cell) -> dict[str, Any]:
         """What says whether two results belong together."""
         recipe = as_table(load_recipe(self.budget.grid(cell.kind).recipe))
-        recipe.pop("network")
+        for key in ("network", "reason"):
+            recipe.pop(key)
         recipe = json.loads(json.dumps(recipe))
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         variant = self.budget.variant(cell)
@@ -115,8 +116,8 @@ class Bench:
     def _check(self, path: Path, cell: Cell) -> None:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-            differ = [key for key, value in self._identity(cell).items() if there.get(key) != value]
-        except (ValueError, AttributeError) as error:
+            differ = [key for key, value in identity(self._identity(cell)).items() if identity(there)[key] != value]
+        except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is no benchmark result ({error}). Remove it, or name another folder") from error
         if differ:
             raise DataError(

@@ -200,7 +200,9 @@ class KeepBest(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         now = time.monotonic()
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        # Rates are logged, too.
+        names = [key for key in trainer.callback_metrics if key.startswith(("train_", "val_"))]
+        metrics = {key: float(trainer.callback_metrics[key]) for key in names}
         facts = {"size": self.phase.size, "epoch": trainer.current_epoch, "seconds": round(now - self.turned, 1)}
         self.epochs.append({**facts, "metrics": metrics})
         self.turned = now
