@@ -9,7 +9,7 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
 from lungscope.errors import RecipeError
-from lungscope.evaluation.benchmark import ENSEMBLE, PAPER_CLASSIFIERS, PAPER_SEGMENTERS
+from lungscope.evaluation.benchmark import PAPER_CLASSIFIERS, PAPER_SEGMENTERS
 from lungscope.training.networks import (
     CLASSIFIERS,
     SEGMENTERS,
@@ -39,7 +39,6 @@ def silent(network: nn.Module, x: torch.Tensor) -> list[str]:
 def test_the_registry_is_the_papers() -> None:
     assert set(SEGMENTERS) == set(PAPER_SEGMENTERS) and len(SEGMENTERS) == 15
     assert set(CLASSIFIERS) == set(PAPER_CLASSIFIERS) == {"coatnet0", "xception", "resnet50", "inceptionresnetv2"}
-    assert set(ENSEMBLE) <= set(SEGMENTERS)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)

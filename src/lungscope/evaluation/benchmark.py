@@ -53,9 +53,6 @@ PAPER_CLASSIFIERS = {
     "inceptionresnetv2": (0.193, 0.9481, 0.197, 0.9387),
 }
 
-#: Paper, "Selection": the ensemble's members.
-ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
-
 TITLES = {"unet": "Table 1: U-Net", "linknet": "Table 2: LinkNet", "fpn": "Table 3: FPN"}
 
 SEGMENTATION_NOTES = (
@@ -203,7 +200,7 @@ def _segmentation_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
     if plain:
         yield _ranking(plain, stores[0])
     if pooled := [cell for cell in cells if cell["network"] == "ensemble"]:
-        yield _ensemble(pooled, [cell for cell in plain if cell["network"] in ENSEMBLE], stores)
+        yield _ensemble(pooled, [cell for cell in plain if cell["network"] in pooled[0]["members"]], stores)
     if varied := [cell for cell in cells if cell["variant"] is not None and cell["network"] != "ensemble"]:
         yield _variants(varied, plain, stores)
 

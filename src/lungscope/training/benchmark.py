@@ -21,7 +21,7 @@ from lungscope.data.split import Split, parts_digest
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
 from lungscope.evaluation import scoring
-from lungscope.evaluation.benchmark import ENSEMBLE, SCHEMA_VERSION, Cell, identity
+from lungscope.evaluation.benchmark import SCHEMA_VERSION, Cell, identity
 from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
 from lungscope.evaluation.provenance import facts
 from lungscope.pipeline import Analyzer
@@ -169,7 +169,9 @@ class Bench:
         }
 
     def _ensemble(self, cell: Cell) -> dict[str, Any]:
-        members = [dataclasses.replace(cell, network=name, variant=None) for name in ENSEMBLE]
+        members = [
+            dataclasses.replace(cell, network=name, variant=None) for name in self.budget.grid(cell.kind).ensemble
+        ]
         if missing := [member.name for member in members if not self.result(member).exists()]:
             raise DataError(f"{cell.name} needs {', '.join(missing)} first")
         try:
@@ -192,6 +194,7 @@ class Bench:
             "weights_sha256": [sha256_of(run.weights) for run in trained],
         }
         return {
+            "members": [row["network"] for row in rows],
             "films": rows[0]["films"],
             "parameters": sum(row["parameters"] for row in rows),
             "training": training,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lungscope.errors import RecipeError, look_up
-from lungscope.evaluation.benchmark import ENSEMBLE, Cell, Kind
+from lungscope.evaluation.benchmark import Cell, Kind
 from lungscope.stages.classification import INPUTS
 from lungscope.stages.segmentation import POOLS
 from lungscope.training.networks import CLASSIFIERS, SEGMENTERS
@@ -35,12 +35,13 @@ class Variant:
 class Grid:
     """Every network of the paper is trained with `recipe`, once for each seed and, a classifier, for each input.
 
-    pools: how the paper's ensemble of segmenters is pooled, a row each.
+    ensemble: segmenters that are pooled (the paper's: paper, "Selection"). pools: how, a row each.
     """
 
     recipe: str
     seeds: tuple[int, ...]
     inputs: tuple[str, ...] = ()
+    ensemble: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
 
@@ -60,12 +61,11 @@ class Budget:
         """Every cell of a grid. The members of the ensemble come first and the ensemble after them, so that a grid cut
         short has it."""
         grid = self.grid(kind)
-        members = [name for name in NETWORKS[kind] if name in ENSEMBLE]
         for seed in grid.seeds:
-            yield from (Cell(kind, name, seed) for name in members)
             if kind == "segmentation":
+                yield from (Cell(kind, name, seed) for name in grid.ensemble)
                 yield from (Cell(kind, "ensemble", seed, pool) for pool in grid.pools)
-                yield from (Cell(kind, name, seed) for name in NETWORKS[kind] if name not in ENSEMBLE)
+                yield from (Cell(kind, name, seed) for name in NETWORKS[kind] if name not in grid.ensemble)
             for shown in grid.inputs:
                 yield from (Cell(kind, name, seed, input=shown) for name in NETWORKS[kind])
             for variant in grid.variants:
@@ -87,9 +87,11 @@ def load_budget(name_or_path: str) -> Budget:
     budget: Budget = read_table(Budget, load_toml(name_or_path, "budget"), name_or_path)
     for kind, networks in NETWORKS.items():
         grid = budget.grid(kind)
-        if (kind == "segmentation" and grid.inputs) or (kind == "classification" and grid.pools) or not grid.seeds:
+        foreign = grid.inputs if kind == "segmentation" else grid.pools + grid.ensemble
+        if foreign or not grid.seeds or bool(grid.pools) != bool(grid.ensemble):
             raise RecipeError(
-                f"{name_or_path}: {kind} needs seeds; inputs are for classification, pools for segmentation"
+                f"{name_or_path}: {kind} needs seeds; inputs are for classification, an ensemble and its pools, both or "
+                "none, for segmentation"
             )
         if load_recipe(grid.recipe).kind != {"segmentation": "segmenter", "classification": "classifier"}[kind]:
             raise RecipeError(f"{name_or_path}: recipe {grid.recipe!r} is not one for {kind}")
@@ -97,7 +99,7 @@ def load_budget(name_or_path: str) -> Budget:
             look_up(pool, POOLS, what=f"{name_or_path}: pool", error=RecipeError)
         for shown in (*grid.inputs, *(row.input for row in grid.variants)):
             look_up(shown, INPUTS, what=f"{name_or_path}: input", error=RecipeError)
-        for network in (name for row in grid.variants for name in row.networks):
+        for network in (*grid.ensemble, *(name for row in grid.variants for name in row.networks)):
             look_up(network, networks, what=f"{name_or_path}: network", error=RecipeError)
         cells = [cell.name for cell in budget.cells(kind)]
         if len(set(cells)) != len(cells):
