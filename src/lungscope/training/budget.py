@@ -90,8 +90,8 @@ def load_budget(name_or_path: str) -> Budget:
         foreign = grid.inputs if kind == "segmentation" else grid.pools + grid.ensemble
         if foreign or not grid.seeds or bool(grid.pools) != bool(grid.ensemble):
             raise RecipeError(
-                f"{name_or_path}: {kind} needs seeds; inputs are for classification, an ensemble and its pools, both or "
-                "none, for segmentation"
+                f"{name_or_path}: {kind} needs seeds; inputs are for classification, an ensemble with pools "
+                "for segmentation"
             )
         if load_recipe(grid.recipe).kind != {"segmentation": "segmenter", "classification": "classifier"}[kind]:
             raise RecipeError(f"{name_or_path}: recipe {grid.recipe!r} is not one for {kind}")

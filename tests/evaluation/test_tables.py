@@ -1,0 +1,198 @@
+"""The tables of a benchmark, from results written by hand: what stands where, the same bytes twice, no torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lungscope.errors import DataError
+from lungscope.evaluation import plots
+from lungscope.evaluation.benchmark import Kind, load_cells, tables
+from lungscope.evaluation.tables import render
+from programs import python
+
+PHASES = [{"size": 96, "epochs": 2, "lr": 0.001, "films": 0}]
+BUDGET = {"name": "cpu", "reason": "For tests.", "sha256": "ab" * 32, "recipe": {"phases": PHASES, "batch": 8}}
+
+
+def cell(kind: Kind, network: str, variant: str | None = None, shown: str | None = None, **more: Any) -> dict[str, Any]:
+    parts = (network, variant, shown if variant is None else None, "seed0")
+    epochs = [{"seconds": 30.0, "metrics": {"val_dice": 0.8 + n / 20, "val_accuracy": 0.7 + n / 20}} for n in range(2)]
+    return {
+        "schema_version": "1",
+        "kind": kind,
+        "name": "-".join(part for part in parts if part),
+        "network": network,
+        "variant": variant,
+        "reason": None if variant is None else f"{variant} of old",
+        "changes": {},
+        "seed": 0,
+        "input": shown,
+        "budget": BUDGET,
+        "parts": {"test": "cd"},
+        "films": {"train": 10, "val": 4},
+        "parameters": 12_340_000,
+        "latency_ms": {"films": 2, "fastest": 21.4, "median": 25.0},
+        "training": {"seconds": 120.0, "precision": "32-true", "epochs": epochs},
+        "hardware": {"processor": "A processor", "cores": 2},
+        "commit": "0123456789abcdef",
+        **more,
+    }
+
+
+def segmenter(network: str, dice: list[float], variant: str | None = None, **more: Any) -> dict[str, Any]:
+    mean = sum(dice) / len(dice)
+    score = {"mean": mean, "interval": [mean - 0.01, mean + 0.01], "p5": min(dice)}
+    names = ("dice", "iou", "binary_accuracy", "hd95", "coverage", "precision")
+    store = {
+        "store": "films",
+        "scores": dict.fromkeys(names, score),
+        "per_film": [{"id": f"f{n}", "group": f"g{n}", "dice": value} for n, value in enumerate(dice)],
+    }
+    return cell("segmentation", network, variant, stores=[store, {**store, "store": "others"}], **more)
+
+
+def classifier(network: str, predicted: str, shown: str = "lungs", variant: str | None = None) -> dict[str, Any]:
+    """Ten films whose true labels are ABABABABAB, so that a string of predictions says how many are right."""
+    truth = "ABABABABAB"
+    accuracy = sum(a == b for a, b in zip(truth, predicted, strict=True)) / len(truth)
+    span = [accuracy - 0.1, accuracy + 0.1]
+    rates = {"films": 5, "sensitivity": 0.5, "specificity": 0.6, "f1": 0.55}
+    test = {
+        "accuracy": accuracy,
+        "macro_f1": accuracy,
+        "macro_auc": 0.9,
+        "ece": 0.02,
+        "temperature": 1.5,
+        "intervals": dict.fromkeys(("accuracy", "macro_f1", "macro_auc", "ece"), span),
+        "uncalibrated": {"log_loss": 0.4, "ece": 0.05},
+        "conformal": {"coverage": 0.96},
+        "classes": {"A": rates, "B": rates},
+        "class_intervals": {k: {n: [0.4, 0.7] for n in ("sensitivity", "specificity", "f1")} for k in "AB"},
+        "per_film": [
+            {"id": f"f{n}", "group": f"g{n}", "label": a, "predicted": b}
+            for n, (a, b) in enumerate(zip(truth, predicted, strict=True))
+        ],
+    }
+    return cell("classification", network, variant, shown, val={"log_loss": 0.3, "accuracy": 0.8}, test=test)
+
+
+def write(folder: Path, cells: list[dict[str, Any]]) -> Path:
+    for one in cells:
+        path = folder / one["kind"] / f"{one['name']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one))
+    return folder
+
+
+SEGMENTERS = [
+    segmenter("fpn-vgg16", [0.90, 0.92]),
+    segmenter("fpn-mobilenetv2", [0.94, 0.96]),
+    segmenter("fpn-mobilenetv2", [0.1, 0.2], "keras"),
+    segmenter("ensemble", [0.95, 0.97], "union", members=["fpn-vgg16", "fpn-mobilenetv2"]),
+]
+
+
+def test_the_papers_number_stands_beside_ours(tmp_path: Path) -> None:
+    found = {
+        table.title: table
+        for table in tables(load_cells(write(tmp_path, SEGMENTERS) / "segmentation", "segmentation"), "segmentation")
+    }
+    fpn = found["Table 3: FPN"]
+    assert [row[0] for row in fpn.rows] == ["mobilenetv2", "vgg16"], "in the paper's order"
+    row = dict(zip(fpn.columns, fpn.rows[0], strict=True))
+    assert (row["paper: accuracy"], row["paper: Dice"], row["paper: IoU"]) == ("0.6587", "0.4794", "0.7374")
+    assert row["films: Dice [95 %]"] == "0.9500 [0.9400, 0.9600]"
+    assert row["Dice, ours − paper"] == "+0.4706"
+    ranking = found["All networks on films, by Dice"]
+    assert [row[0] for row in ranking.rows] == ["fpn-mobilenetv2", "fpn-vgg16"]
+    assert ranking.rows[1][2] == "-0.0400 [-0.0400, -0.0400]", "each film lost 0.04"
+    assert [row[0] for row in found["The ensemble and its members"].rows] == [
+        "fpn-mobilenetv2",
+        "fpn-vgg16",
+        "ensemble, union",
+    ]
+    changed = found["One thing changed"]
+    assert [row[1] for row in changed.rows] == ["as in the grid", "keras"] and "keras of old" in changed.note
+
+
+def test_pairs_gaps_and_table_4(tmp_path: Path) -> None:
+    cells = [
+        classifier("resnet50", "ABABABABBA"),  # 8 right
+        classifier("coatnet0", "ABABABAAAB"),  # 9 right; both miss none together
+        classifier("coatnet0", "ABABABABAB", "background"),
+        classifier("coatnet0", "BABABABABA", "image", "cropped"),
+    ]
+    found = {
+        table.title: table
+        for table in tables(load_cells(write(tmp_path, cells) / "classification", "classification"), "classification")
+    }
+    table4 = found["Table 4: classifiers on the lungs alone"]
+    assert [row[0] for row in table4.rows] == ["coatnet0", "resnet50"]
+    assert table4.rows[0][1:5] == ("0.1590", "0.9580", "0.1440", "0.9549")
+    assert table4.rows[0][-1] == "-0.0549"
+    # coatnet0 alone is right on the last two, resnet50 alone on the eighth: 2 * (1 + 3) / 8 = 1.
+    assert found["Pairs of networks, lungs alone"].rows == (("coatnet0", "resnet50", "2", "1", "1"),)
+    controls = found["What the networks see: lungs, film, background"]
+    assert controls.rows[0][-1].startswith("+0.1000 [")
+    assert controls.rows[1][-1] == "–"
+    assert found["One thing changed"].rows[1][1:3] == ("cropped", "0.0000 [-0.1000, 0.1000]")
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_the_same_results_give_the_same_bytes(kind: Kind, tmp_path: Path) -> None:
+    cells = (
+        SEGMENTERS
+        if kind == "segmentation"
+        else [classifier("resnet50", "ABABABABBA"), classifier("xception", "A" * 10)]
+    )
+    one, other = write(tmp_path / "one", cells), write(tmp_path / "other", cells[::-1])
+    for path in render(one, kind):
+        assert (other / path.name) in render(other, kind)
+        assert path.read_bytes() == (other / path.name).read_bytes()
+        if path.suffix == ".svg":
+            assert ElementTree.fromstring(path.read_text(encoding="utf-8")).tag.endswith("svg")
+    assert "per_film" not in (one / f"{kind}.json").read_text()
+
+
+def test_rendering_needs_no_torch(tmp_path: Path) -> None:
+    write(tmp_path, SEGMENTERS)
+    done = python(
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'lightning', 'timm')))\n"
+        f"sys.argv = ['lungscope', 'benchmark', 'segmentation', '--render', '--out', {str(tmp_path)!r}]\n"
+        "from lungscope.cli.main import main\n"
+        "main()\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "segmentation.html").exists()
+
+
+def test_results_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no results"):
+        load_cells(tmp_path, "segmentation")
+    write(tmp_path, [SEGMENTERS[0], {**SEGMENTERS[1], "parts": {"test": "ef"}}])
+    with pytest.raises(DataError, match="differ in parts"):
+        load_cells(tmp_path / "segmentation", "segmentation")
+    (tmp_path / "segmentation" / "fpn-vgg16-seed0.json").write_text("{")
+    with pytest.raises(DataError, match=r"fpn-vgg16-seed0\.json is no benchmark result"):
+        load_cells(tmp_path / "segmentation", "segmentation")
+
+
+def test_ticks_are_round_and_hold_the_values() -> None:
+    ticks = plots._ticks(0.913, 0.957)
+    assert ticks == pytest.approx([0.91, 0.92, 0.93, 0.94, 0.95, 0.96])
+    assert plots._ticks(0.5, 0.5)[0] <= 0.5 <= plots._ticks(0.5, 0.5)[-1]
+
+
+def test_names_at_the_end_of_curves_do_not_overlap() -> None:
+    lines = [plots.Line(f"network {n}", "group", ((1, 0.5), (2, 0.9 + n / 1000))) for n in range(15)]
+    picture = ElementTree.fromstring(plots.curves("Training", lines, "epoch", "Dice"))
+    places = sorted(float(e.attrib["y"]) for e in picture.iter() if (e.text or "").startswith("network "))
+    assert len(places) == 15
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 13.9
