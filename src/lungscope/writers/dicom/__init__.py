@@ -20,12 +20,10 @@ from lungscope.errors import MissingExtraError
 from lungscope.report import Report
 
 try:
-    import highdicom  # noqa: F401
+    from lungscope.writers.dicom import images, measurements
+    from lungscope.writers.dicom.study import Study
 except ModuleNotFoundError as error:
     raise MissingExtraError("Writing DICOM objects", "dicom-out") from error
-
-from lungscope.writers.dicom import images, measurements
-from lungscope.writers.dicom.study import Study
 
 #: The objects, in the order in which they refer to each other.
 KINDS = ("film", "lungs", "saliency", "overlay", "report")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
-from pydicom.sr.coding import Code
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 
 SCHEME = "99LUNGSCOPE"
 SCHEME_ITEM = CodingSchemeIdentificationItem(designator=SCHEME, name="Private codes of lungscope, see docs/dicom.md")

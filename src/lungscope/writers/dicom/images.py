@@ -120,10 +120,10 @@ def overlay(study: Study) -> SOPClass:
 def film(study: Study) -> SOPClass:
     """Secondary Capture, grey: a film that came as PNG, JPEG, TIFF or BMP, as the reader turned it, in its own bits."""
     pixels = study.report.film.pixels
-    deep = int(study.report.source.tags.get("BitsPerSample", "8")) > 8
-    kind = np.uint16 if deep else np.uint8
-    stored = np.rint(pixels * np.float64(np.iinfo(kind).max)).astype(kind)
-    image = _capture(study, stored, "MONOCHROME2", "film", "Film")
+    if int(study.report.source.tags.get("BitsPerSample", "8")) > 8:
+        image = _capture(study, np.rint(pixels * 65535.0).astype(np.uint16), "MONOCHROME2", "film", "Film")
+    else:
+        image = _capture(study, np.rint(pixels * 255.0).astype(np.uint8), "MONOCHROME2", "film", "Film")
     image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = study.film.SOPInstanceUID
     image.SeriesInstanceUID = study.film.SeriesInstanceUID
     _keep_lossy(image, study)

@@ -24,8 +24,8 @@ from highdicom.sr import (
     TextContentItem,
     TrackingIdentifier,
 )
-from pydicom.sr.coding import Code
 from pydicom.sr.codedict import codes as dicom
+from pydicom.sr.coding import Code
 
 from lungscope.report import DISCLAIMER, SCHEMA_VERSION
 from lungscope.stages.severity import ZONES
@@ -171,7 +171,12 @@ def _evidence(study: Study, facts: dict[str, Any], saliency: SOPClass) -> Group:
 
 def _number(name: Code, value: float | None, unit: Code, site: FindingSite | None = None) -> list[Measurement]:
     """A measurement, or none where the number is not defined."""
-    return [] if value is None else [Measurement(name, value, unit, finding_sites=None if site is None else [site])]
+    if value is None:
+        return []
+    measurement = Measurement(name, value, unit, finding_sites=None if site is None else [site])
+    if isinstance(value, int):  # highdicom writes 4 as 4.0
+        measurement[0].MeasuredValueSequence[0].NumericValue = str(value)
+    return [measurement]
 
 
 def _share(name: Code, share: float | None) -> list[Measurement]:

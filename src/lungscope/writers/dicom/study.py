@@ -13,6 +13,7 @@ from uuid import NAMESPACE_OID, uuid5
 from highdicom import UID, SOPClass
 from pydicom import Dataset, dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.valuerep import DT
 
 from lungscope.errors import InputError, UnreadableFileError
 from lungscope.report import DISCLAIMER, Report
@@ -121,7 +122,7 @@ class Study:
         dataset.InstanceCreationDate = dataset.ContentDate
         dataset.InstanceCreationTime = dataset.ContentTime
         for item in dataset.ContributingEquipmentSequence:
-            item.ContributionDateTime = self.moment
+            item.ContributionDateTime = DT(self.moment)
         if "Rows" in dataset:
             dataset.PatientOrientation = self.header.get("PatientOrientation") or None
             dataset.BodyPartExamined = self.header.get("BodyPartExamined") or "CHEST"
