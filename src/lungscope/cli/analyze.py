@@ -196,6 +196,8 @@ def _finish(
     path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
 ) -> Report | Failure:
     """Write a film's files; a film that failed, now or in writing, leaves none."""
+    if path.parent.resolve() == folder.resolve():  # what is cleared before writing could be the film itself
+        return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
     if isinstance(result, Report):
         if "dicom" in formats and len(formats) > 1 and not new_study and result.source.format != "DICOM":
             formats = [name for name in formats if name != "dicom"]

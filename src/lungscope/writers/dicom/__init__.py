@@ -23,6 +23,8 @@ try:
     from lungscope.writers.dicom import images, measurements
     from lungscope.writers.dicom.study import Study
 except ModuleNotFoundError as error:
+    if (error.name or "").startswith("lungscope"):
+        raise
     raise MissingExtraError("Writing DICOM objects", "dicom-out") from error
 
 #: The objects, in the order in which they refer to each other.

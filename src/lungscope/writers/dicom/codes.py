@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 SCHEME = "99LUNGSCOPE"
-SCHEME_ITEM = CodingSchemeIdentificationItem(designator=SCHEME, name="Private codes of lungscope, see docs/dicom.md")
+
+
+def scheme() -> CodingSchemeIdentificationItem:
+    return CodingSchemeIdentificationItem(designator=SCHEME, name="Private codes of lungscope, see its docs/dicom.md")
 
 
 def own(value: str, meaning: str) -> Code:
-    """A concept of this project's own scheme. A meaning has at most 64 characters (PS3.3 Table 8.8-1)."""
-    return Code(value, SCHEME, meaning[:64])
+    """A concept of this project's own scheme."""
+    return Code(value, SCHEME, title(meaning))
+
+
+def title(text: str) -> str:
+    """`text` as a Code Meaning or a label may be: at most 64 characters, no backslash (PS3.5 6.2, LO)."""
+    return text.replace("\\", "/")[:64]
 
 
 LUNG = codes.SCT.Lung
@@ -63,11 +73,11 @@ ANSWERS = {True: own("abstained", "Abstained"), False: own("answered", "Answered
 
 def class_code(label: str) -> Code:
     """The concept of a class; for a label that has none, one of the project's own scheme, named by the label."""
-    return CLASSES.get(label) or own(label, label)
+    return CLASSES.get(label) or own(_value(label), label)
 
 
 def probability(label: str) -> Code:
-    return own(f"p:{label}", f"Probability of {label}")
+    return own(f"p:{_value(label)}", f"Probability of {label}")
 
 
 def zone_score(letter: str) -> Code:
@@ -80,3 +90,8 @@ def zone_extent(letter: str) -> Code:
 
 def zone_evidence(letter: str) -> Code:
     return own(f"zone-{letter}-mean", f"Mean log-odds of disease in lung zone {letter}")
+
+
+def _value(label: str) -> str:
+    """A label as a Code Value: itself in ASCII, else its digest, as lengths are counted in bytes by some readers."""
+    return label.replace("\\", "/") if label.isascii() else hashlib.sha256(label.encode()).hexdigest()[:12]

@@ -69,7 +69,7 @@ def saliency(study: Study, evidence: Saliency) -> SOPClass:
     shares = np.minimum(evidence.map / np.float32(EVIDENCE_SCALE), np.float32(1))
     description = SegmentDescription(
         segment_number=1,
-        segment_label=f"Evidence for {evidence.label}"[:64],
+        segment_label=codes.title(f"Evidence for {evidence.label}"),
         segmented_property_category=codes.SPATIAL,
         segmented_property_type=codes.CLASS_ACTIVATION,
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,

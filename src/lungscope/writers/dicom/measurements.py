@@ -68,7 +68,7 @@ def document(study: Study, lungs: SOPClass, saliency: SOPClass | None) -> SOPCla
             is_complete=True,
             is_final=False,
             is_verified=False,
-            coding_schemes=[codes.SCHEME_ITEM],
+            coding_schemes=[codes.scheme()],
             **study.head("report", "Report"),
         )
     )

@@ -168,8 +168,6 @@ def _as_capture(header: Dataset, report: Report) -> Dataset:
         setattr(film, keyword, None)
     film.Modality = header.get("Modality") or "OT"
     film.Rows, film.Columns = report.film.shape
-    if report.film.spacing_mm is not None and report.film.spacing_origin == "PixelSpacing":
-        film.PixelSpacing = list(header.PixelSpacing)
     if header.get("LossyImageCompression") in ("00", "01"):
         for keyword in LOSSY:
             if header.get(keyword):
