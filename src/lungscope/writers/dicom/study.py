@@ -125,7 +125,6 @@ class Study:
             item.ContributionDateTime = DT(self.moment)
         if "Rows" in dataset:
             dataset.PatientOrientation = self.header.get("PatientOrientation") or None
-            dataset.BodyPartExamined = self.header.get("BodyPartExamined") or "CHEST"
             dataset.ImageComments = DISCLAIMER
         for item in (*dataset.get("DimensionOrganizationSequence", ()), *dataset.get("DimensionIndexSequence", ())):
             item.DimensionOrganizationUID = self.uid(dataset.SOPInstanceUID, "dimensions")
