@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -196,11 +197,14 @@ def _finish(
     path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
 ) -> Report | Failure:
     """Write a film's files; a film that failed, now or in writing, leaves none."""
-    if path.parent.resolve() == folder.resolve():  # what is cleared before writing could be the film itself
+    if os.path.realpath(path.parent) == os.path.realpath(
+        folder
+    ):  # what is cleared before writing could be the film itself
         return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
     if isinstance(result, Report):
-        if "dicom" in formats and len(formats) > 1 and not new_study and result.source.format != "DICOM":
-            formats = [name for name in formats if name != "dicom"]
+        others = [name for name in formats if name != "dicom"]
+        if "dicom" in formats and others and not new_study and result.source.format != "DICOM":
+            formats = others
             result = replace(result, run=replace(result.run, warnings=(*result.run.warnings, NO_STUDY)))
         try:
             write(result, folder, formats, new_study=new_study)

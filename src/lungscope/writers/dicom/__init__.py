@@ -1,10 +1,10 @@
 """DICOM objects out of a report: SEG, Secondary Capture and Comprehensive SR, in the film's own study.
 
+    film      Secondary Capture of a film that came as PNG, JPEG, …; only in a study of its own
     lungs     SEG, binary: the lungs on the film's pixel grid
     saliency  SEG, fractional: the evidence for the predicted class; only where there is some
     overlay   Secondary Capture, RGB: what overlay.png shows, for viewers that show nothing else
-    report    Comprehensive SR, TID 1500: every number of report.json, coded
-    film      Secondary Capture of a film that came as PNG, JPEG, …; only in a study of its own
+    report    Comprehensive SR, TID 1500: areas, class, severity and evidence as in report.json, coded
 
 A report always gives the same objects, byte for byte. Their UIDs depend on the film, on the weights and on how they
 were computed, so that a film that is analysed twice is stored once.
@@ -27,18 +27,15 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("Writing DICOM objects", "dicom-out") from error
 
-#: The objects, in the order in which they refer to each other.
-KINDS = ("film", "lungs", "saliency", "overlay", "report")
-
 
 def objects(report: Report, *, new_study: bool = False, film: bytes | None = None) -> dict[str, Dataset]:
-    """The DICOM objects of a report, by kind (see above), in the order of `KINDS`.
+    """The DICOM objects of a report, by kind (see above); each refers only to those before it.
 
     new_study: give a film that is not DICOM a study of its own, with the film in it; says nothing of DICOM films.
     film: the bytes of the film's file, for a DICOM film that was not read from a path; else the file is read again.
 
     Raises InputError (code "no-study") for a film that is not DICOM without `new_study`, UnreadableFileError where the
-    film's file is gone or is not what was analysed, UnsupportedImageError for a SOP class that highdicom does not know.
+    film's file is gone or is not what was analysed.
     """
     study = Study.of(report, new_study=new_study, film=film)
     made: dict[str, Dataset] = {}

@@ -143,7 +143,7 @@ def _capture(study: Study, pixels: NDArray[np.uint8] | NDArray[np.uint16], kind:
     )
     image.BodyPartExamined = study.header.get("BodyPartExamined") or "CHEST"
     if image.BodyPartExamined != "CHEST":  # type 2C where the part may be one of a pair (PS3.3 C.7.3.1)
-        image.Laterality = study.header.get("Laterality") or None
+        image.add_new("Laterality", "CS", study.header.get("Laterality"))
     image.ConversionType = "WSD"
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = image.ContentDate, image.ContentTime
     return image

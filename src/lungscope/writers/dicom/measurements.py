@@ -51,7 +51,7 @@ def document(study: Study, lungs: SOPClass, saliency: SOPClass | None) -> SOPCla
             observer_device_context=ObserverContext(
                 observer_type=dicom.DCM.Device,
                 observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-                    uid=study.uid("device"),
+                    uid=study.observer,
                     name=PRODUCT,
                     manufacturer_name=PRODUCT,
                     model_name=f"{study.report.run.bundle} {study.report.run.bundle_version}",

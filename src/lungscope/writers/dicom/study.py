@@ -95,6 +95,11 @@ class Study:
         how = (run.versions["lungscope"], *sorted(run.weights.values()), run.device, run.precision)
         return _uid(self.film.SOPInstanceUID, self.report.source.sha256, *how, *names)
 
+    @property
+    def observer(self) -> UID:
+        """The UID of this version of the program, which is who observed (TID 1004)."""
+        return _uid("observer", self.report.run.versions["lungscope"])
+
     def head(self, kind: str, title: str) -> dict[str, Any]:
         """What highdicom's classes take of an object's series, instance and equipment."""
         run = self.report.run
