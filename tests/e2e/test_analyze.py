@@ -128,7 +128,8 @@ def test_analyze_loads_no_torch(tiny: Path, tmp_path: Path) -> None:
     [
         (["--model", "/no/such/bundle"], 3, "No bundle '/no/such/bundle'"),
         (["--write", "json,pgn"], 2, "Did you mean 'png'?"),
-        (["--write", "dicom"], 2, "Allowed: json, png, html"),
+        (["--write", "xml"], 2, "Allowed: json, png, html, dicom"),
+        (["--new-study"], 2, "Add dicom to --write"),
         (["--device", "tpu"], 2, "Device 'tpu' does not exist"),
     ],
 )

@@ -15,7 +15,7 @@ from films import draw, radiograph
 from lungscope.pipeline import Analyzer
 from lungscope.report import Report
 from lungscope.writers.atomic import whole_file, write_text
-from lungscope.writers.folder import FORMATS, folder_names, write
+from lungscope.writers.folder import DEFAULT_FORMATS, folder_names, write
 
 ALL = {"report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"}
 
@@ -26,7 +26,7 @@ def report(analyzer: Analyzer) -> Report:
 
 
 def test_files_hold_what_the_report_holds(report: Report, tmp_path: Path) -> None:
-    write(report, tmp_path / "a", list(FORMATS))
+    write(report, tmp_path / "a", DEFAULT_FORMATS)
     assert {path.name for path in (tmp_path / "a").iterdir()} == ALL
     mask = cv2.imread(str(tmp_path / "a" / "lungs.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(mask, report.lungs.mask * np.uint8(255))
@@ -49,13 +49,13 @@ def test_only_what_was_asked_for_is_there_even_after_an_earlier_run(
     report: Report, tmp_path: Path, formats: list[str], files: set[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("not lungscope's")
-    write(report, tmp_path, list(FORMATS))
+    write(report, tmp_path, DEFAULT_FORMATS)
     write(report, tmp_path, formats)
     assert {path.name for path in tmp_path.iterdir()} == files | {"mine.txt"}
 
 
 def test_a_bundle_that_only_segments_leaves_no_saliency(report: Report, tmp_path: Path) -> None:
-    write(replace(report, classification=None, saliency=None, severity=None), tmp_path, list(FORMATS))
+    write(replace(report, classification=None, saliency=None, severity=None), tmp_path, DEFAULT_FORMATS)
     assert {path.name for path in tmp_path.iterdir()} == ALL - {"saliency.npy"}
 
 

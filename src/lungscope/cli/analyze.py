@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -30,12 +33,19 @@ from lungscope.errors import MissingExtraError, UsageError, look_up
 from lungscope.pipeline import Analyzer, failure
 from lungscope.readers import absolute, find
 from lungscope.report import DISCLAIMER, Failure, Report
-from lungscope.writers.folder import FORMATS, clear, folder_names, write
+from lungscope.stages.quality import Warning_
+from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, dumps, write_json
 
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
 TABLE_ROWS = 20
+NO_STUDY = Warning_(
+    code="no-study",
+    message="This film is no DICOM file, so there is no study that DICOM objects could belong to, and none were "
+    "written. Ask for a new one with --new-study.",
+    stage="dicom",
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -45,7 +55,10 @@ def analyze(
     inputs: Annotated[list[Path] | None, typer.Argument(help="Films, or folders of films.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("lungscope-results"),
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
-    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(FORMATS)}.")] = ",".join(FORMATS),
+    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(FORMATS)}.")] = ",".join(
+        DEFAULT_FORMATS
+    ),
+    new_study: Annotated[bool, typer.Option("--new-study", help="DICOM: a study for each film that has none.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
@@ -54,13 +67,18 @@ def analyze(
 
     Each film gets OUT/<stem>/ with report.json, lungs.png, saliency.npy, overlay.png and report.html; films that share
     a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
-    and OUT/run.json. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run.
+    and OUT/run.json. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm (SC) and report.dcm
+    (SR) in its own study. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run.
 
     Research software, not a medical device. Not for diagnosis.
     """
     formats = [look_up(name, FORMATS, what="Format") for name in write_formats.split(",") if name]
     if not formats:
         raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(FORMATS)}.")
+    if new_study and "dicom" not in formats:
+        raise UsageError("--new-study is about DICOM objects. Add dicom to --write, or leave it out.")
+    if "dicom" in formats:
+        importlib.import_module("lungscope.writers.dicom")  # so that a missing extra stops the run, not every film
     wanted = [*(inputs or []), *([demo_film()] if demo else [])]
     if not wanted:
         raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
@@ -73,7 +91,7 @@ def analyze(
         (out / RESULTS).open("ab").close()
     except OSError as error:
         raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
-    run = run_films(analyzer, films, out, formats, progress=not as_json)
+    run = run_films(analyzer, films, out, formats, new_study=new_study, progress=not as_json)
     if as_json:
         typer.echo(dumps(run))
     else:
@@ -123,9 +141,13 @@ def run_films(
     out: Path,
     formats: Sequence[str],
     *,
+    new_study: bool = False,
     progress: bool,
 ) -> dict[str, Any]:
     """Analyse `films` one after the other, write each as it is done, and return the content of run.json.
+
+    formats, new_study: see `writers.folder.write`. A film that is not DICOM gets its other formats and a warning where
+    it may not have a new study; where there are no others, it fails.
 
     Its "rows" are None beyond `TABLE_ROWS` films: then they are in results.jsonl alone. After KeyboardInterrupt the run
     is closed properly, with "interrupted" true.
@@ -138,7 +160,7 @@ def run_films(
         task = bar.add_task("films", total=len(films))
         try:
             for path, name, result in zip(films, names, analyzer.analyze_many(films), strict=True):
-                row = results.add(_finish(path, result, out / name, formats), name)
+                row = results.add(_finish(path, result, out / name, formats, new_study), name)
                 if len(films) <= TABLE_ROWS:
                     shown.append(row)
                 bar.advance(task)
@@ -171,11 +193,21 @@ def run_films(
     return run | {"rows": shown if len(films) <= TABLE_ROWS else None}
 
 
-def _finish(path: Path, result: Report | Failure, folder: Path, formats: Sequence[str]) -> Report | Failure:
+def _finish(
+    path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
+) -> Report | Failure:
     """Write a film's files; a film that failed, now or in writing, leaves none."""
+    if os.path.realpath(path.parent) == os.path.realpath(
+        folder
+    ):  # what is cleared before writing could be the film itself
+        return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
     if isinstance(result, Report):
+        others = [name for name in formats if name != "dicom"]
+        if "dicom" in formats and others and not new_study and result.source.format != "DICOM":
+            formats = others
+            result = replace(result, run=replace(result.run, warnings=(*result.run.warnings, NO_STUDY)))
         try:
-            write(result, folder, formats)
+            write(result, folder, formats, new_study=new_study)
         except Exception as error:
             result = failure(path, error)
     if isinstance(result, Failure) and folder.is_dir():

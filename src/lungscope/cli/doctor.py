@@ -40,6 +40,7 @@ BASE = (
 EXTRAS = {
     "train": "torch",
     "demo": "data_store",
+    "dicom-out": "highdicom",
     "dev": "pytest",
 }
 REPEATS = 5

@@ -18,15 +18,23 @@ from lungscope.writers.overlay import png, render
 
 REPORT, LUNGS, SALIENCY, OVERLAY, PAGE = "report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"
 
-#: What each format writes.
-FORMATS: dict[str, tuple[str, ...]] = {"json": (REPORT,), "png": (LUNGS, SALIENCY, OVERLAY), "html": (PAGE,)}
+#: What each format writes. "dicom" needs the extra `dicom-out` and, for a film that is not DICOM, a study to be made.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "json": (REPORT,),
+    "png": (LUNGS, SALIENCY, OVERLAY),
+    "html": (PAGE,),
+    "dicom": ("film.dcm", "lungs.dcm", "saliency.dcm", "overlay.dcm", "report.dcm"),
+}
+#: What is written unless something else is asked for.
+DEFAULT_FORMATS = ("json", "png", "html")
 
 
-def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
+def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bool = False) -> None:
     """Write a film's results in `formats` (keys of `FORMATS`) into `folder`, over those of an earlier run.
 
     report.json: `Report.to_json`. lungs.png: 8 bit, 0 or 255, source grid. saliency.npy: f32 [H, W], source grid, logit
-    units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at.
+    units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at. *.dcm:
+    `lungscope.writers.dicom.objects`, which also says what new_study is and what is raised.
     """
     clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +51,12 @@ def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
         write_text(folder / PAGE, page(report, picture))
     if "json" in formats:
         write_json(folder / REPORT, report.to_json())
+    if "dicom" in formats:
+        from lungscope.writers import dicom  # an extra
+
+        for kind, dataset in dicom.objects(report, new_study=new_study).items():
+            with whole_file(folder / f"{kind}.dcm") as file:
+                file.write(dicom.encode(dataset))
 
 
 def clear(folder: Path) -> None:

@@ -1,0 +1,203 @@
+"""Where the objects go: the patient, the study and the film that they belong to, and the UIDs that they get."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from io import BytesIO
+from typing import Any, Self
+from uuid import NAMESPACE_OID, uuid5
+
+from highdicom import UID, SOPClass
+from pydicom import Dataset, dcmread
+from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.valuerep import DT
+
+from lungscope.errors import InputError, UnreadableFileError
+from lungscope.report import DISCLAIMER, Report
+from lungscope.stages.severity import DEFINITION
+
+PRODUCT = "lungscope"
+#: Each object is a series of its own; high numbers put it after what was acquired.
+SERIES = {"film": 1, "lungs": 9001, "saliency": 9002, "overlay": 9003, "report": 9004}
+
+#: Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): there, but perhaps empty.
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+#: Whether pixels were ever lossy stays with what is made of them (PS3.3 C.7.6.1.1.5).
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One film's report, and what its objects need to know of the film's own file.
+
+    header: the film's attributes without its pixels; patient and study are copied from here, as they are.
+    film: what highdicom is shown as the film: the UIDs and the grid, as a Secondary Capture. A CR or DX image is no
+    plane in space either, and a film may be of a kind that highdicom does not know. `finish` names the true SOP class.
+    sop_class: that class. is_new: whether the film is not DICOM, and the study was made for it.
+    moment: when the film was analysed, in the time zone that its file states, else in this machine's.
+    """
+
+    report: Report
+    header: Dataset
+    film: Dataset
+    sop_class: str
+    is_new: bool
+    moment: datetime
+
+    @classmethod
+    def of(cls, report: Report, *, new_study: bool, film: bytes | None) -> Self:
+        """Raises as `lungscope.writers.dicom.objects` does."""
+        is_new = report.source.format != "DICOM"
+        if is_new and not new_study:
+            raise InputError(
+                f"{report.source.path or 'The film'}: is no DICOM file ({report.source.format}), so there is no study "
+                "that DICOM objects could belong to. Ask for a new one (--new-study), or leave dicom out of --write.",
+                code="no-study",
+            )
+        header = Dataset() if is_new else _read_header(report, film)
+        digest = report.source.sha256
+        meta = getattr(header, "file_meta", Dataset())
+        sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or SecondaryCaptureImageStorage
+        header.SOPClassUID = SecondaryCaptureImageStorage
+        header.SOPInstanceUID = (
+            header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or _uid(digest, "film")
+        )
+        header.SeriesInstanceUID = header.get("SeriesInstanceUID") or _uid(digest, "film", "series")
+        header.StudyInstanceUID = header.get("StudyInstanceUID") or _uid(digest, "study")
+        for keyword in TYPE_2:
+            if keyword not in header:
+                setattr(header, keyword, None)
+        if is_new:
+            header.PatientID = f"{PRODUCT}-{digest[:16]}"
+            if report.source.format == "JPEG":
+                header.LossyImageCompression, header.LossyImageCompressionMethod = "01", "ISO_10918_1"
+        if not _ascii(report):
+            header.decode()
+            header.SpecificCharacterSet = "ISO_IR 192"
+        return cls(report, header, _as_capture(header, report), sop_class, is_new, _moment(report, header))
+
+    def uid(self, *names: str) -> UID:
+        """A UID for what `names` say, always the same for one film analysed with the same weights in the same way."""
+        run = self.report.run
+        how = (run.versions["lungscope"], *sorted(run.weights.values()), run.device, run.precision)
+        return _uid(self.film.SOPInstanceUID, self.report.source.sha256, *how, *names)
+
+    @property
+    def observer(self) -> UID:
+        """The UID of this version of the program, which is who observed (TID 1004)."""
+        return _uid("observer", self.report.run.versions["lungscope"])
+
+    def head(self, kind: str, title: str) -> dict[str, Any]:
+        """What highdicom's classes take of an object's series, instance and equipment."""
+        run = self.report.run
+        return {
+            "series_instance_uid": self.uid(kind, "series"),
+            "series_number": SERIES[kind],
+            "sop_instance_uid": self.uid(kind),
+            "instance_number": 1,
+            "manufacturer": PRODUCT,
+            "manufacturer_model_name": PRODUCT,
+            "software_versions": [run.versions["lungscope"], f"{run.bundle} {run.bundle_version}"[:64]],
+            # Type 1 in SEG (PS3.3 C.7.5.2), and software has none.
+            "device_serial_number": run.versions["lungscope"],
+            "series_description": f"{title} (research, not for diagnosis)",
+            "content_date": self.moment.date(),
+            "content_time": self.moment.time(),
+        }
+
+    def finish(self, dataset: SOPClass) -> SOPClass:
+        """Copy patient and study, and set what highdicom leaves to chance or to the clock."""
+        dataset.copy_patient_and_study_information(self.header)
+        for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):
+            if keyword in self.header:
+                dataset[keyword] = self.header[keyword]
+        dataset.InstanceCreationDate = dataset.ContentDate
+        dataset.InstanceCreationTime = dataset.ContentTime
+        for item in dataset.ContributingEquipmentSequence:
+            item.ContributionDateTime = DT(self.moment)
+        if "Rows" in dataset:
+            dataset.PatientOrientation = self.header.get("PatientOrientation") or None
+            dataset.ImageComments = DISCLAIMER
+        for item in (*dataset.get("DimensionOrganizationSequence", ()), *dataset.get("DimensionIndexSequence", ())):
+            item.DimensionOrganizationUID = self.uid(dataset.SOPInstanceUID, "dimensions")
+        dataset.walk(self._name_film)
+        return dataset
+
+    def _name_film(self, dataset: Dataset, element: Any) -> None:
+        if element.keyword == "ReferencedSOPInstanceUID" and element.value == self.film.SOPInstanceUID:
+            dataset.ReferencedSOPClassUID = self.sop_class
+
+
+def _read_header(report: Report, film: bytes | None) -> Dataset:
+    path = report.source.path
+    name = str(path or "The film")
+    if film is None and path is None:
+        raise UnreadableFileError(f"{name}: was read from memory. Give its bytes again: patient and study are in them.")
+    try:
+        data = film if film is not None or path is None else path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(
+            f"{name}: can not be read again for its patient and study ({error.strerror}). Leave it in place until its "
+            "results are written."
+        ) from error
+    if data is None or hashlib.sha256(data).hexdigest() != report.source.sha256:
+        raise UnreadableFileError(f"{name}: is not the file that was analysed; it has changed. Analyse it again.")
+    header = dcmread(BytesIO(data), force=True, stop_before_pixels=True)
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except Exception:  # a value that its own VR can not hold; pydicom lets nearly every type escape
+            del header[tag]
+    return header
+
+
+def _as_capture(header: Dataset, report: Report) -> Dataset:
+    film = Dataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        setattr(film, keyword, header[keyword].value)
+    for keyword in TYPE_2:
+        setattr(film, keyword, None)
+    film.Modality = header.get("Modality") or "OT"
+    film.Rows, film.Columns = report.film.shape
+    if header.get("LossyImageCompression") in ("00", "01"):
+        for keyword in LOSSY:
+            if header.get(keyword):
+                film[keyword] = header[keyword]
+    return film
+
+
+def _uid(*names: str) -> UID:
+    """A name-based UUID (RFC 9562, version 5) under the root 2.25 (PS3.5 B.2), which nobody has to register."""
+    return UID.from_uuid(str(uuid5(NAMESPACE_OID, "\n".join((PRODUCT, *names)))))
+
+
+def _ascii(report: Report) -> bool:
+    """Whether every character set can hold what the objects say in words."""
+    answer, severity, run = report.classification, report.severity, report.run
+    words = [run.bundle, run.bundle_version, DEFINITION, *(warning.message for warning in run.warnings)]
+    words += [] if answer is None else answer.labels
+    words += [severity.reason] if severity is not None and severity.reason else []
+    return all(word.isascii() for word in words)
+
+
+def _moment(report: Report, header: Dataset) -> datetime:
+    created = datetime.fromisoformat(report.run.created)
+    offset = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC", "")))
+    if offset is None:
+        return created.astimezone().replace(tzinfo=None)
+    sign, hours, minutes = offset.groups()
+    shift = timedelta(hours=int(hours), minutes=int(minutes))
+    return created.astimezone(timezone(-shift if sign == "-" else shift)).replace(tzinfo=None)
