@@ -84,7 +84,7 @@ def test_a_mixed_folder(tiny: Path, tmp_path: Path) -> None:
     on_disk = json.loads((out / "run.json").read_text())
     assert on_disk == {name: value for name, value in run.items() if name != "rows"}
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["results.jsonl", "run.json", *(row["folder"] for row in good)]
+        ["index.html", "results.jsonl", "run.json", *(row["folder"] for row in good)]
     )
 
 
@@ -128,7 +128,7 @@ def test_analyze_loads_no_torch(tiny: Path, tmp_path: Path) -> None:
     [
         (["--model", "/no/such/bundle"], 3, "No bundle '/no/such/bundle'"),
         (["--write", "json,pgn"], 2, "Did you mean 'png'?"),
-        (["--write", "dicom"], 2, "Allowed: json, png, html"),
+        (["--write", "docx"], 2, "Allowed: json, png, html"),
         (["--device", "tpu"], 2, "Device 'tpu' does not exist"),
     ],
 )

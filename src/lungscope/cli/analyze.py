@@ -30,12 +30,15 @@ from lungscope.errors import MissingExtraError, UsageError, look_up
 from lungscope.pipeline import Analyzer, failure
 from lungscope.readers import absolute, find
 from lungscope.report import DISCLAIMER, Failure, Report
-from lungscope.writers.folder import FORMATS, clear, folder_names, write
+from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, dumps, write_json
+from lungscope.writers.run import RUN_FORMATS, begin_run, end_run
 
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
 TABLE_ROWS = 20
+#: What --write knows: files of each film, files of the run, or both.
+ALL_FORMATS = tuple(dict.fromkeys([*FORMATS, *RUN_FORMATS]))
 
 app = typer.Typer(add_completion=False)
 
@@ -45,7 +48,9 @@ def analyze(
     inputs: Annotated[list[Path] | None, typer.Argument(help="Films, or folders of films.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("lungscope-results"),
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
-    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(FORMATS)}.")] = ",".join(FORMATS),
+    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(ALL_FORMATS)}.")] = ",".join(
+        DEFAULT_FORMATS
+    ),
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
@@ -54,22 +59,21 @@ def analyze(
 
     Each film gets OUT/<stem>/ with report.json, lungs.png, saliency.npy, overlay.png and report.html; films that share
     a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
-    and OUT/run.json. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run.
+    OUT/run.json, and OUT/index.html with html, results.csv with csv, results.parquet with parquet; with no format but
+    the last two no film gets a folder. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run.
 
     Research software, not a medical device. Not for diagnosis.
     """
-    formats = [look_up(name, FORMATS, what="Format") for name in write_formats.split(",") if name]
+    formats = [look_up(name, ALL_FORMATS, what="Format") for name in write_formats.split(",") if name]
     if not formats:
-        raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(FORMATS)}.")
+        raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(ALL_FORMATS)}.")
     wanted = [*(inputs or []), *([demo_film()] if demo else [])]
     if not wanted:
         raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
     analyzer = Analyzer(locate(model), device=device)
     films = films_in(wanted, out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        # What an earlier run says of itself must not stand beside the rows of this one.
-        (out / RUN).unlink(missing_ok=True)
+        begin_run(out, formats)
         (out / RESULTS).open("ab").close()
     except OSError as error:
         raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
@@ -125,26 +129,31 @@ def run_films(
     *,
     progress: bool,
 ) -> dict[str, Any]:
-    """Analyse `films` one after the other, write each as it is done, and return the content of run.json.
+    """Analyse `films` one after the other, write each as it is done, then what `formats` have for the run, and return
+    the content of run.json.
 
     Its "rows" are None beyond `TABLE_ROWS` films: then they are in results.jsonl alone. After KeyboardInterrupt the run
     is closed properly, with "interrupted" true.
     """
     started, clock = datetime.now(UTC), perf_counter()
     names = folder_names(films)
+    in_folders = any(name in FORMATS for name in formats)
     shown: list[dict[str, Any]] = []
     interrupted = False
     with Results(out) as results, _bar(progress) as bar:
         task = bar.add_task("films", total=len(films))
         try:
             for path, name, result in zip(films, names, analyzer.analyze_many(films), strict=True):
-                row = results.add(_finish(path, result, out / name, formats), name)
+                result = _finish(path, result, out / name, formats if in_folders else [])
+                row = results.add(result, name if in_folders else None)
                 if len(films) <= TABLE_ROWS:
                     shown.append(row)
                 bar.advance(task)
         except KeyboardInterrupt:
             interrupted = True
     seconds = perf_counter() - clock
+    classifier = analyzer.bundle.classifier
+    conformal = None if classifier is None else classifier.conformal
     run = {
         "schema_version": "1",
         "disclaimer": DISCLAIMER,
@@ -161,24 +170,27 @@ def run_films(
         "bundle": {
             "name": analyzer.bundle.name,
             "version": analyzer.bundle.version,
+            "labels": [] if classifier is None else list(classifier.labels),
+            "conformal_coverage": None if conformal is None else conformal.coverage,
             "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
         },
         "device": analyzer.device,
         "precision": analyzer.precision,
         "versions": analyzer.versions,
     }
+    end_run(out, run, formats)
     write_json(out / RUN, run)
     return run | {"rows": shown if len(films) <= TABLE_ROWS else None}
 
 
 def _finish(path: Path, result: Report | Failure, folder: Path, formats: Sequence[str]) -> Report | Failure:
-    """Write a film's files; a film that failed, now or in writing, leaves none."""
-    if isinstance(result, Report):
+    """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
+    if isinstance(result, Report) and formats:
         try:
             write(result, folder, formats)
         except Exception as error:
             result = failure(path, error)
-    if isinstance(result, Failure) and folder.is_dir():
+    if (isinstance(result, Failure) or not formats) and folder.is_dir():
         # A folder that can not be cleared must not stop the run.
         with suppress(OSError):
             clear(folder)

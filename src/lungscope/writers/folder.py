@@ -12,14 +12,16 @@ import numpy as np
 
 from lungscope.report import Report
 from lungscope.writers.atomic import whole_file, write_text
-from lungscope.writers.html import page
+from lungscope.writers.html import PAGE, page
 from lungscope.writers.json import RESULTS, RUN, write_json
 from lungscope.writers.overlay import png, render
+from lungscope.writers.run import RUN_FORMATS
 
-REPORT, LUNGS, SALIENCY, OVERLAY, PAGE = "report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"
+REPORT, LUNGS, SALIENCY, OVERLAY = "report.json", "lungs.png", "saliency.npy", "overlay.png"
 
-#: What each format writes.
+#: What each format writes for a film. What some write for the run is in `RUN_FORMATS`.
 FORMATS: dict[str, tuple[str, ...]] = {"json": (REPORT,), "png": (LUNGS, SALIENCY, OVERLAY), "html": (PAGE,)}
+DEFAULT_FORMATS = ("json", "png", "html")
 
 
 def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
@@ -30,7 +32,6 @@ def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
     """
     clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = png(render(report)) if {"png", "html"} & set(formats) else b""
     if "png" in formats:
         with whole_file(folder / LUNGS) as file:
             file.write(encode_mask(report.lungs.mask))
@@ -38,9 +39,9 @@ def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
             with whole_file(folder / SALIENCY) as file:
                 np.save(file, report.saliency.map, allow_pickle=False)
         with whole_file(folder / OVERLAY) as file:
-            file.write(picture)
+            file.write(png(render(report)))
     if "html" in formats:
-        write_text(folder / PAGE, page(report, picture))
+        write_text(folder / PAGE, page(report))
     if "json" in formats:
         write_json(folder / REPORT, report.to_json())
 
@@ -68,7 +69,7 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     the same inputs, in any order.
     """
     counts = Counter(path.stem.casefold() for path in paths)
-    taken = {RESULTS, RUN}
+    taken = {RESULTS, RUN, *(name for name, _ in RUN_FORMATS.values())}
     # A name that ends in a dot or a space is another name on Windows, and "." and ".." are no names anywhere.
     unique = {stem for stem, count in counts.items() if count == 1 and stem == stem.rstrip(". ") != ""} - taken
     taken |= unique
