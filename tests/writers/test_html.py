@@ -6,7 +6,6 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -22,30 +21,12 @@ from lungscope.stages.quality import Warning_
 from lungscope.stages.severity import contradicts
 from lungscope.writers.html import HEAT_SIDE, page
 from lungscope.writers.overlay import EVIDENCE_SCALE, LONG_SIDE, heat_colour
+from markup import EVIL, Tags
 
 
 @pytest.fixture(scope="module")
 def report(analyzer: Analyzer) -> Report:
     return analyzer.analyze(radiograph(draw(opacities=[(0.6, 0.3, 0.12)])))
-
-
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def all(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.found if tag == name]
-
-
-EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
 def test_nothing_out_of_a_file_becomes_markup(report: Report) -> None:
