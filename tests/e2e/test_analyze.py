@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     arguments = [sys.executable, "-m", "lungscope.cli.main", "analyze", str(tmp_path / "in"), "--out", str(out)]
     with subprocess.Popen(
-        [*arguments, "--model", str(tiny)],
+        [*arguments, "--model", str(tiny), "--write", "json,png,html,csv"],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -289,5 +289,7 @@ def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) ->
     assert run["interrupted"] is True
     assert run["done"] == len(found)
     assert not list(out.rglob("*.part"))
+    assert f"{len(found)} of 200 films are here" in (out / "index.html").read_text()
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + len(found)
     for row in found:
         assert {path.name for path in (out / row["folder"]).iterdir()} == ALL

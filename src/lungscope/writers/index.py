@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from lungscope.stages.severity import contradicts
 from lungscope.writers.atomic import whole_file
 from lungscope.writers.html import PAGE
-from lungscope.writers.json import RESULTS, dumps, read_rows
+from lungscope.writers.json import RESULTS, read_rows
 from lungscope.writers.page import asset, bar, closing, facts, opening
 
 #: What the page holds of each film, in this order (`assets/run.js`).
@@ -97,7 +98,7 @@ def _contradictory(row: Mapping[str, Any]) -> bool:
 
 def _json(value: Any) -> str:
     """JSON that can not end the script element that it stands in."""
-    return dumps(value, indent=None).replace("<", "\\u003c")
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
 def _count(results: Path) -> tuple[Counter[str], Counter[str | None], Counter[int]]:
