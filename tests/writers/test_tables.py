@@ -158,6 +158,16 @@ def test_a_run_with_tables_alone_leaves_nothing_of_an_earlier_one(analyzer: Anal
     assert [path.name for path in (tmp_path / "out" / "clear").iterdir()] == ["mine.txt"]
 
 
+def test_a_table_that_is_not_lungscopes_stays(analyzer: Analyzer, tmp_path: Path) -> None:
+    for name, text in (("results.csv", "mine"), ("index.html", "mine"), ("run.json", "no JSON")):
+        (tmp_path / name).write_text(text)
+    run(analyzer, [tmp_path / "missing.png"], tmp_path, "json")
+    run(analyzer, [tmp_path / "missing.png"], tmp_path, "json")
+    assert (tmp_path / "results.csv").read_text() == (tmp_path / "index.html").read_text() == "mine"
+    run(analyzer, [tmp_path / "missing.png"], tmp_path, "csv")
+    assert (tmp_path / "results.csv").read_text().startswith("path,")
+
+
 def test_parquet_without_its_extra_says_what_to_install_before_any_work(tiny: Path, tmp_path: Path) -> None:
     film, out = save(tmp_path / "film.png", draw()), tmp_path / "out"
     arguments = ["lungscope", "analyze", str(film), "--out", str(out), "--model", str(tiny), "--write", "FORMAT"]

@@ -90,14 +90,15 @@ def _contradiction(report: Report) -> str:
     found = f"The film's most probable class is {answer.label} ({100 * answer.probabilities[answer.index]:.1f} %), yet"
     if answer.label == NORMAL:
         high = [f"{letter} ({100 * zone.extent:.0f} %)" for letter, zone in zones.items() if zone.score >= HIGH]
-        found += f" at least a third of zone {', '.join(high)} counts as diseased."
+        found += f" at least a third of the lung counts as involved in zone {', '.join(high)}."
         why = "A finding in one place can be outvoted by the rest."
     else:
-        found += " no zone counts as diseased over 5 % of it."
+        found += " in no zone does as much as 5 % of the lung count as involved."
         why = "Evidence in few places, or outside the lungs, can decide the class alone."
     rule = (
         "Both come from the same map of the same classifier: the class from its mean over the whole view, a zone's "
-        "score from the share of its lung pixels where, at that place, the probability of any disease is above 0.5."
+        "score from its involved share, the lung pixels where, at that place, the probability of any disease is above "
+        "0.5."
     )
     return (
         '<section class="warnings"><h2>Class and severity contradict each other</h2>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ RUN_FORMATS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = 
 def begin_run(out: Path, formats: Sequence[str]) -> None:
     """Make `out`, and remove what an earlier run says of itself: it must not stand beside the rows of this one.
 
-    Raises MissingExtraError, and changes nothing, where a format needs a package that is not installed.
+    Only files that the run.json there tells of are removed: any other results.csv is not lungscope's. Raises
+    MissingExtraError, and changes nothing, where a format needs a package that is not installed.
     """
     if "parquet" in formats:
         require_pyarrow()
     out.mkdir(parents=True, exist_ok=True)
-    for name in (RUN, *(name for name, _ in RUN_FORMATS.values())):
-        (out / name).unlink(missing_ok=True)
+    for name in _formats_of(out / RUN):
+        if name in RUN_FORMATS:
+            (out / RUN_FORMATS[name][0]).unlink(missing_ok=True)
+    (out / RUN).unlink(missing_ok=True)
 
 
 def end_run(out: Path, run: Mapping[str, Any], formats: Sequence[str]) -> None:
@@ -36,3 +40,11 @@ def end_run(out: Path, run: Mapping[str, Any], formats: Sequence[str]) -> None:
         if name in RUN_FORMATS:
             file, write = RUN_FORMATS[name]
             write(out / file, run)
+
+
+def _formats_of(path: Path) -> list[str]:
+    """The formats that a run.json tells of; none where there is no whole one."""
+    try:
+        return [str(name) for name in json.loads(path.read_bytes())["formats"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
