@@ -25,7 +25,8 @@ DEFAULT_FORMATS = ("json", "png", "html")
 
 
 def write(report: Report, folder: Path, formats: Sequence[str]) -> None:
-    """Write a film's results in `formats` (keys of `FORMATS`) into `folder`, over those of an earlier run.
+    """Write a film's results, in those of `formats` that are keys of `FORMATS`, into `folder`, over those of an earlier
+    run.
 
     report.json: `Report.to_json`. lungs.png: 8 bit, 0 or 255, source grid. saliency.npy: f32 [H, W], source grid, logit
     units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at.

@@ -64,12 +64,12 @@ def page(report: Report) -> str:
 
 def _subtitle(document: dict[str, Any]) -> str:
     image = document["image"]
-    facts = [f"{image['width']} × {image['height']} pixels", document["source"]["format"]]
+    words = [f"{image['width']} × {image['height']} pixels", document["source"]["format"]]
     if image["spacing_mm"] is not None:
-        facts.append(
+        words.append(
             f"{image['spacing_mm'][0]:g} × {image['spacing_mm'][1]:g} mm ({image['spacing_origin'] or 'spacing'})"
         )
-    return escape(" · ".join([*facts, document["run"]["created"]]))
+    return escape(" · ".join([*words, document["run"]["created"]]))
 
 
 def _warnings(warnings: list[dict[str, str]]) -> str:
@@ -112,10 +112,8 @@ def _viewer(report: Report) -> str:
     switches = [_switch("lungs", "Lungs")]
     pictures = [_image(_jpeg(report, scale), scale, 'class="film"')]
     layers = [_outlines(report, scale)]
-    legend = [
-        '<span><i class="right"></i>patient\'s right lung</span><span><i class="left"></i>patient\'s left lung</span>'
-    ]
-    seen = ["The film with both lungs outlined"]
+    legend = [f'<span><i class="{side}"></i>patient\'s {side} lung</span>' for side in ZONES]
+    seen = ["The film with the lungs outlined"]
     if report.severity is not None and any(report.severity.zones.values()):
         seen.append("the borders and scores of the lung zones")
         switches.append(_switch("zones", "Zones"))
@@ -294,8 +292,8 @@ def _figure(report: Report) -> str:
             continue
         start, stop = zone.rows
         lung = (report.lungs.right if letter in "ABC" else report.lungs.left)[start:stop]
-        outline = _path(lung, factor, start - int(rows[0]), -int(columns[0]))
-        shapes.append(f'<path class="s{zone.score}" d="{outline}"/>')
+        shape = _path(lung, factor, start - int(rows[0]), -int(columns[0]))
+        shapes.append(f'<path class="s{zone.score}" d="{shape}"/>')
         column, row = _roomiest(lung)
         x, y = factor * (column - columns[0]), factor * (start + row - rows[0])
         texts.append(

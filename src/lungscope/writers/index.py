@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path, PurePath
 from typing import Any
@@ -44,7 +45,9 @@ def write_index(path: Path, run: Mapping[str, Any]) -> None:
     but the page's own (`assets/run.js`).
     """
     results = path.with_name(RESULTS)
-    counts, classes, severities = _count(results)
+    counts = _Counts()
+    for row in read_rows(results):
+        counts.add(row)
     style, script = asset("base.css", "run.css"), asset("run.js")
     title = f"{run['inputs']:,} film{'s' * (run['inputs'] != 1)}"
     head = [
@@ -53,9 +56,9 @@ def write_index(path: Path, run: Mapping[str, Any]) -> None:
         f"{escape(run['bundle']['version'])}</p></header>",
         f'<p class="disclaimer">{escape(run["disclaimer"])}</p>',
         _interrupted(run),
-        f'<div class="overview">{_answers(run, counts, classes)}{_histogram(severities)}</div>',
+        f'<div class="overview">{_answers(run, counts)}{_histogram(counts.severities)}</div>',
         "<noscript><p>The list of films needs this page's own script. results.jsonl holds the same.</p></noscript>",
-        f'<div id="list" hidden>{_form(run, counts, classes)}{_table()}</div>',
+        f'<div id="list" hidden>{_form(run, counts)}{_table()}</div>',
         _facts(run),
         f'<script type="application/json" id="data">{{"fields": {_json(FIELDS)}, "rows": [\n',
     ]
@@ -101,26 +104,30 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
-def _count(results: Path) -> tuple[Counter[str], Counter[str | None], Counter[int]]:
-    """How many films: of each kind that can be shown, of each most probable class, of each global severity."""
-    counts: Counter[str] = Counter()
-    classes: Counter[str | None] = Counter()
-    severities: Counter[int] = Counter()
-    for row in read_rows(results):
-        counts["all"] += 1
+@dataclass(frozen=True)
+class _Counts:
+    """How many films: of each kind that can be shown, with each answer, of each most probable class, of each global
+    severity."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str | None] = field(default_factory=Counter)
+    classes: Counter[str | None] = field(default_factory=Counter)
+    severities: Counter[int] = field(default_factory=Counter)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.kinds["all"] += 1
         if row["status"] == "failed":
-            counts["failed"] += 1
-            continue
-        counts["done"] += 1
-        counts["unanswered"] += bool(row["abstained"])
-        counts["warned"] += bool(row["warnings"])
-        counts["contradictory"] += _contradictory(row)
-        classes[row["label"]] += 1
+            self.kinds["failed"] += 1
+            return
+        self.kinds["done"] += 1
+        self.kinds["unanswered"] += bool(row["abstained"])
+        self.kinds["warned"] += bool(row["warnings"])
+        self.kinds["contradictory"] += _contradictory(row)
+        self.classes[row["label"]] += 1
         if not row["abstained"]:
-            counts[f"answer {row['label']}"] += 1
+            self.answers[row["label"]] += 1
         if row["severity"] is not None:
-            severities[row["severity"]] += 1
-    return counts, classes, severities
+            self.severities[row["severity"]] += 1
 
 
 def _interrupted(run: Mapping[str, Any]) -> str:
@@ -133,16 +140,15 @@ def _interrupted(run: Mapping[str, Any]) -> str:
     )
 
 
-def _answers(run: Mapping[str, Any], counts: Counter[str], classes: Counter[str | None]) -> str:
-    labels = run["bundle"]["labels"]
-    rows = [(label, counts[f"answer {label}"], "best") for label in labels]
-    if not labels:
-        rows.append(("Lungs only", classes[None], "best"))
+def _answers(run: Mapping[str, Any], counts: _Counts) -> str:
+    rows = [(label, counts.answers[label], "best") for label in run["bundle"]["labels"]]
+    if not rows:
+        rows.append(("Lungs only", counts.answers[None], "best"))
     if run["bundle"]["conformal_coverage"] is not None:
-        rows.append(("No answer", counts["unanswered"], "rest"))
-    rows.append(("Failed", counts["failed"], "rest"))
+        rows.append(("No answer", counts.kinds["unanswered"], "rest"))
+    rows.append(("Failed", counts.kinds["failed"], "rest"))
     items = "".join(
-        f'<li class="class {style}"><span>{escape(name)}</span>{bar(count / max(1, counts["all"]))}'
+        f'<li class="class {style}"><span>{escape(name)}</span>{bar(count / max(1, counts.kinds["all"]))}'
         f'<span class="number">{count:,}</span></li>'
         for name, count, style in rows
     )
@@ -170,21 +176,23 @@ def _histogram(severities: Counter[int]) -> str:
     )
 
 
-def _form(run: Mapping[str, Any], counts: Counter[str], classes: Counter[str | None]) -> str:
-    kinds = [("all", "films"), ("done", "analysed"), ("failed", "failed")]
-    if run["bundle"]["labels"]:
-        kinds[2:2] = [("contradictory", "class and severity contradict")]
-    if run["bundle"]["conformal_coverage"] is not None:
-        kinds[2:2] = [("unanswered", "no answer")]
-    kinds[-1:-1] = [("warned", "with warnings")]
+def _form(run: Mapping[str, Any], counts: _Counts) -> str:
+    labels, sets = run["bundle"]["labels"], run["bundle"]["conformal_coverage"] is not None
+    kinds = [
+        ("all", "films"),
+        ("done", "analysed"),
+        *([("unanswered", "no answer")] if sets else []),
+        *([("contradictory", "class and severity contradict")] if labels else []),
+        ("warned", "with warnings"),
+        ("failed", "failed"),
+    ]
     tiles = "".join(
         f'<label><input type="radio" name="show" value="{kind}"{" checked" * (kind == "all")}>'
-        f"<b>{counts[kind]:,}</b>{words}</label>"
+        f"<b>{counts.kinds[kind]:,}</b>{words}</label>"
         for kind, words in kinds
     )
     options = "".join(
-        f'<option value="{escape(label)}">{escape(label)} ({classes[label]:,})</option>'
-        for label in run["bundle"]["labels"]
+        f'<option value="{escape(label)}">{escape(label)} ({counts.classes[label]:,})</option>' for label in labels
     )
     return (
         f'<form id="filter"><fieldset class="tiles"><legend>Show</legend>{tiles}</fieldset><section class="fields">'
