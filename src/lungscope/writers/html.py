@@ -168,7 +168,7 @@ def _heat(report: Report) -> str:
         evidence = np.asarray(cv2.resize(evidence, (width, height), interpolation=cv2.INTER_AREA), np.float32)
     colour, opacity = heat_colour(np.maximum(evidence, 0))
     bgra = np.dstack([colour[..., ::-1] * (opacity > 0)[..., None], 255 * opacity])
-    return _uri("png", np.rint(bgra).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return _uri("png", np.rint(bgra).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 6])
 
 
 def _uri(kind: str, picture: np.typing.NDArray[np.uint8], options: list[int]) -> str:
