@@ -137,15 +137,14 @@ def run_films(
     """
     started, clock = datetime.now(UTC), perf_counter()
     names = folder_names(films)
-    in_folders = any(name in FORMATS for name in formats)
+    of_films = [name for name in formats if name in FORMATS]
     shown: list[dict[str, Any]] = []
     interrupted = False
     with Results(out) as results, _bar(progress) as bar:
         task = bar.add_task("films", total=len(films))
         try:
             for path, name, result in zip(films, names, analyzer.analyze_many(films), strict=True):
-                result = _finish(path, result, out / name, formats if in_folders else [])
-                row = results.add(result, name if in_folders else None)
+                row = results.add(_finish(path, result, out / name, of_films), name if of_films else None)
                 if len(films) <= TABLE_ROWS:
                     shown.append(row)
                 bar.advance(task)
