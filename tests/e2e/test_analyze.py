@@ -84,7 +84,7 @@ def test_a_mixed_folder(tiny: Path, tmp_path: Path) -> None:
     on_disk = json.loads((out / "run.json").read_text())
     assert on_disk == {name: value for name, value in run.items() if name != "rows"}
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["results.jsonl", "run.json", *(row["folder"] for row in good)]
+        ["index.html", "results.jsonl", "run.json", *(row["folder"] for row in good)]
     )
 
 
@@ -128,7 +128,7 @@ def test_analyze_loads_no_torch(tiny: Path, tmp_path: Path) -> None:
     [
         (["--model", "/no/such/bundle"], 3, "No bundle '/no/such/bundle'"),
         (["--write", "json,pgn"], 2, "Did you mean 'png'?"),
-        (["--write", "xml"], 2, "Allowed: json, png, html, dicom"),
+        (["--write", "xml"], 2, "Allowed: json, png, html, dicom, csv, parquet"),
         (["--new-study"], 2, "Add dicom to --write"),
         (["--device", "tpu"], 2, "Device 'tpu' does not exist"),
     ],
@@ -269,7 +269,7 @@ def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     arguments = [sys.executable, "-m", "lungscope.cli.main", "analyze", str(tmp_path / "in"), "--out", str(out)]
     with subprocess.Popen(
-        [*arguments, "--model", str(tiny)],
+        [*arguments, "--model", str(tiny), "--write", "json,png,html,csv"],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -290,5 +290,7 @@ def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) ->
     assert run["interrupted"] is True
     assert run["done"] == len(found)
     assert not list(out.rglob("*.part"))
+    assert f"{len(found)} of 200 films are here" in (out / "index.html").read_text()
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + len(found)
     for row in found:
         assert {path.name for path in (out / row["folder"]).iterdir()} == ALL

@@ -96,10 +96,22 @@ def test_a_film_named_like_anothers_hashed_name_does_not_meet_it() -> None:
     assert len({name.casefold() for name in found}) == 3
 
 
-@pytest.mark.parametrize("path", ["/d/results.jsonl.png", "/d/Run.json.dcm", "/", "/d/..", "/d/....png", "/d/a .png"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/d/results.jsonl.png",
+        "/d/Run.json.dcm",
+        "/d/index.html.png",
+        "/d/results.CSV.png",
+        "/",
+        "/d/..",
+        "/d/....png",
+        "/d/a .png",
+    ],
+)
 def test_names_that_would_hide_the_runs_own_files_or_leave_its_folder_are_not_used(path: str) -> None:
     (name,) = names(path)
-    assert name.casefold() not in {"results.jsonl", "run.json", "", ".", ".."}
+    assert name.casefold() not in {"results.jsonl", "results.csv", "run.json", "index.html", "", ".", ".."}
     assert "/" not in name
     assert re.search(r"-[0-9a-f]{8}$", name)
 

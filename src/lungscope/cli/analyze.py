@@ -36,6 +36,7 @@ from lungscope.report import DISCLAIMER, Failure, Report
 from lungscope.stages.quality import Warning_
 from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, dumps, write_json
+from lungscope.writers.run import RUN_FORMATS, begin_run, end_run
 
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
@@ -46,6 +47,8 @@ NO_STUDY = Warning_(
     "written. Ask for a new one with --new-study.",
     stage="dicom",
 )
+#: What --write knows: files of each film, files of the run, or both.
+ALL_FORMATS = tuple(dict.fromkeys([*FORMATS, *RUN_FORMATS]))
 
 app = typer.Typer(add_completion=False)
 
@@ -55,7 +58,7 @@ def analyze(
     inputs: Annotated[list[Path] | None, typer.Argument(help="Films, or folders of films.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("lungscope-results"),
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
-    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(FORMATS)}.")] = ",".join(
+    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(ALL_FORMATS)}.")] = ",".join(
         DEFAULT_FORMATS
     ),
     new_study: Annotated[bool, typer.Option("--new-study", help="DICOM: a study for each film that has none.")] = False,
@@ -67,14 +70,16 @@ def analyze(
 
     Each film gets OUT/<stem>/ with report.json, lungs.png, saliency.npy, overlay.png and report.html; films that share
     a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
-    and OUT/run.json. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm (SC) and report.dcm
-    (SR) in its own study. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run.
+    OUT/run.json, and OUT/index.html with html, results.csv with csv, results.parquet with parquet; with no format but
+    the last two no film gets a folder. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm
+    (SC) and report.dcm (SR) in its own study. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could
+    run.
 
     Research software, not a medical device. Not for diagnosis.
     """
-    formats = [look_up(name, FORMATS, what="Format") for name in write_formats.split(",") if name]
+    formats = [look_up(name, ALL_FORMATS, what="Format") for name in write_formats.split(",") if name]
     if not formats:
-        raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(FORMATS)}.")
+        raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(ALL_FORMATS)}.")
     if new_study and "dicom" not in formats:
         raise UsageError("--new-study is about DICOM objects. Add dicom to --write, or leave it out.")
     if "dicom" in formats:
@@ -85,9 +90,7 @@ def analyze(
     analyzer = Analyzer(locate(model), device=device)
     films = films_in(wanted, out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        # What an earlier run says of itself must not stand beside the rows of this one.
-        (out / RUN).unlink(missing_ok=True)
+        begin_run(out, formats)
         (out / RESULTS).open("ab").close()
     except OSError as error:
         raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
@@ -144,7 +147,8 @@ def run_films(
     new_study: bool = False,
     progress: bool,
 ) -> dict[str, Any]:
-    """Analyse `films` one after the other, write each as it is done, and return the content of run.json.
+    """Analyse `films` one after the other, write each as it is done, then what `formats` have for the run, and return
+    the content of run.json.
 
     formats, new_study: see `writers.folder.write`. A film that is not DICOM gets its other formats and a warning where
     it may not have a new study; where there are no others, it fails.
@@ -154,19 +158,23 @@ def run_films(
     """
     started, clock = datetime.now(UTC), perf_counter()
     names = folder_names(films)
+    of_films = [name for name in formats if name in FORMATS]
     shown: list[dict[str, Any]] = []
     interrupted = False
     with Results(out) as results, _bar(progress) as bar:
         task = bar.add_task("films", total=len(films))
         try:
             for path, name, result in zip(films, names, analyzer.analyze_many(films), strict=True):
-                row = results.add(_finish(path, result, out / name, formats, new_study), name)
+                result = _finish(path, result, out / name, of_films, new_study)
+                row = results.add(result, name if of_films else None)
                 if len(films) <= TABLE_ROWS:
                     shown.append(row)
                 bar.advance(task)
         except KeyboardInterrupt:
             interrupted = True
     seconds = perf_counter() - clock
+    classifier = analyzer.bundle.classifier
+    conformal = None if classifier is None else classifier.conformal
     run = {
         "schema_version": "1",
         "disclaimer": DISCLAIMER,
@@ -183,12 +191,15 @@ def run_films(
         "bundle": {
             "name": analyzer.bundle.name,
             "version": analyzer.bundle.version,
+            "labels": [] if classifier is None else list(classifier.labels),
+            "conformal_coverage": None if conformal is None else conformal.coverage,
             "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
         },
         "device": analyzer.device,
         "precision": analyzer.precision,
         "versions": analyzer.versions,
     }
+    end_run(out, run, formats)
     write_json(out / RUN, run)
     return run | {"rows": shown if len(films) <= TABLE_ROWS else None}
 
@@ -196,12 +207,11 @@ def run_films(
 def _finish(
     path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
 ) -> Report | Failure:
-    """Write a film's files; a film that failed, now or in writing, leaves none."""
-    if os.path.realpath(path.parent) == os.path.realpath(
-        folder
-    ):  # what is cleared before writing could be the film itself
+    """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
+    # What is cleared before writing could be the film itself.
+    if os.path.realpath(path.parent) == os.path.realpath(folder):
         return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
-    if isinstance(result, Report):
+    if isinstance(result, Report) and formats:
         others = [name for name in formats if name != "dicom"]
         if "dicom" in formats and others and not new_study and result.source.format != "DICOM":
             formats = others
@@ -210,7 +220,7 @@ def _finish(
             write(result, folder, formats, new_study=new_study)
         except Exception as error:
             result = failure(path, error)
-    if isinstance(result, Failure) and folder.is_dir():
+    if (isinstance(result, Failure) or not formats) and folder.is_dir():
         # A folder that can not be cleared must not stop the run.
         with suppress(OSError):
             clear(folder)

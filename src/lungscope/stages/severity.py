@@ -24,6 +24,8 @@ ZONES = {"right": "ABC", "left": "DEF"}
 #: Score by the involved share of a zone: 0 below the first limit, 1 below the second, 2 below the third, else 3.
 LIMITS = (0.05, 1 / 3, 2 / 3)
 INVOLVED = 0.5
+#: From this score on a zone contradicts a film that is called normal.
+HIGH = 2
 
 DEFINITION = (
     "Each lung is parted into an upper, middle and lower third by the rows of its own bounding box: A, B, C right "
@@ -119,6 +121,16 @@ def disease(classification: Classification) -> tuple[Pixels, Pixels]:
 def score_of(extent: float) -> int:
     """Score 0..3 of an involved share 0..1."""
     return sum(extent >= limit for limit in LIMITS)
+
+
+def contradicts(label: str, scores: Iterable[int | None]) -> bool:
+    """Whether a film's most probable class and its zones' scores say different things.
+
+    They do where the class is `NORMAL` and a zone scores `HIGH` or more, and where it is a disease and every zone that
+    is scored has 0: the class follows from the mean of the map, a score from the share of places where disease leads.
+    """
+    known = [score for score in scores if score is not None]
+    return bool(known) and (max(known) >= HIGH if label == NORMAL else max(known) == 0)
 
 
 def _thirds(lung: Mask, involved: Mask, evidence: Pixels) -> list[Zone | None]:

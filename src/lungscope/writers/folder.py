@@ -12,13 +12,15 @@ import numpy as np
 
 from lungscope.report import Report
 from lungscope.writers.atomic import whole_file, write_text
-from lungscope.writers.html import page
+from lungscope.writers.html import PAGE, page
 from lungscope.writers.json import RESULTS, RUN, write_json
 from lungscope.writers.overlay import png, render
+from lungscope.writers.run import RUN_FORMATS
 
-REPORT, LUNGS, SALIENCY, OVERLAY, PAGE = "report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"
+REPORT, LUNGS, SALIENCY, OVERLAY = "report.json", "lungs.png", "saliency.npy", "overlay.png"
 
-#: What each format writes. "dicom" needs the extra `dicom-out` and, for a film that is not DICOM, a study to be made.
+#: What each format writes for a film; what some write for the run is in `RUN_FORMATS`. "dicom" needs the extra
+#: `dicom-out` and, for a film that is not DICOM, a study to be made.
 FORMATS: dict[str, tuple[str, ...]] = {
     "json": (REPORT,),
     "png": (LUNGS, SALIENCY, OVERLAY),
@@ -30,7 +32,8 @@ DEFAULT_FORMATS = ("json", "png", "html")
 
 
 def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bool = False) -> None:
-    """Write a film's results in `formats` (keys of `FORMATS`) into `folder`, over those of an earlier run.
+    """Write a film's results, in those of `formats` that are keys of `FORMATS`, into `folder`, over those of an earlier
+    run.
 
     report.json: `Report.to_json`. lungs.png: 8 bit, 0 or 255, source grid. saliency.npy: f32 [H, W], source grid, logit
     units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at. *.dcm:
@@ -38,7 +41,6 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
     """
     clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = png(render(report)) if {"png", "html"} & set(formats) else b""
     if "png" in formats:
         with whole_file(folder / LUNGS) as file:
             file.write(encode_mask(report.lungs.mask))
@@ -46,9 +48,9 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
             with whole_file(folder / SALIENCY) as file:
                 np.save(file, report.saliency.map, allow_pickle=False)
         with whole_file(folder / OVERLAY) as file:
-            file.write(picture)
+            file.write(png(render(report)))
     if "html" in formats:
-        write_text(folder / PAGE, page(report, picture))
+        write_text(folder / PAGE, page(report))
     if "json" in formats:
         write_json(folder / REPORT, report.to_json())
     if "dicom" in formats:
@@ -82,7 +84,7 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     the same inputs, in any order.
     """
     counts = Counter(path.stem.casefold() for path in paths)
-    taken = {RESULTS, RUN}
+    taken = {RESULTS, RUN, *(name for name, _ in RUN_FORMATS.values())}
     # A name that ends in a dot or a space is another name on Windows, and "." and ".." are no names anywhere.
     unique = {stem for stem, count in counts.items() if count == 1 and stem == stem.rstrip(". ") != ""} - taken
     taken |= unique

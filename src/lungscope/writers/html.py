@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 from html import escape
 from pathlib import PurePath
 from typing import Any
@@ -12,144 +11,245 @@ import cv2
 import numpy as np
 
 from lungscope.report import Report
-from lungscope.stages.classification import INPUT_NAMES
+from lungscope.stages.classification import INPUT_NAMES, Classification
 from lungscope.stages.segmentation import Mask
+from lungscope.stages.severity import HIGH, NORMAL, ZONES, Severity, contradicts
+from lungscope.writers.overlay import (
+    EVIDENCE_SCALE,
+    RIGHT,
+    Scale,
+    heat_colour,
+    outline,
+    side_letters,
+    zone_letters,
+    zone_lines,
+)
+from lungscope.writers.page import asset, bar, closing, facts, opening
 
+#: The page's name in a film's folder.
+PAGE = "report.html"
+#: Longer side of the embedded heat map. The map comes from a few cells and is smooth; the browser draws it larger.
+HEAT_SIDE = 500
+JPEG_QUALITY = 88
 #: Width of the severity figure in its own units.
 _FIGURE = 360
 
-_STYLE = """
-:root { color-scheme: light dark;
-  --paper: #fff; --card: #f5f6f8; --ink: #1a1d23; --dim: #5d6673; --line: #dde1e7; --bar: #2f6fde; --rest: #aab4c3;
-  --warn: #8a5a00; --warn-paper: #fff5dd; --s0: #dfe5ec; --s1: #f8d27a; --s2: #ee8b4a; --s3: #c43a31; }
-@media (prefers-color-scheme: dark) { :root {
-  --paper: #14161b; --card: #1d2027; --ink: #e8eaee; --dim: #9aa3b0; --line: #31363f; --bar: #6ea0ff; --rest: #566072;
-  --warn: #ffd479; --warn-paper: #352b14; --s0: #39414d; --s1: #b78a2c; --s2: #cf6a2e; --s3: #d6473c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 28px 20px 40px; }
-h1 { font-size: 24px; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 16px; margin: 0 0 12px; }
-header p { color: var(--dim); margin: 4px 0 16px; overflow-wrap: anywhere; }
-.disclaimer { border: 1px solid var(--line); border-left: 4px solid var(--bar); padding: 8px 14px;
-  margin: 0 0 16px; font-weight: 600; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px;
-  margin: 0 0 16px; }
-.warnings { background: var(--warn-paper); border-color: var(--warn); }
-.warnings h2, .warnings .stage { color: var(--warn); }
-.warnings ul { margin: 0; padding-left: 20px; }
-.overlay { padding: 0; overflow: hidden; background: #111318; }
-.overlay img { display: block; width: 100%; height: auto; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin: 0 0 16px; }
-.two section { margin: 0; }
-.answer { font-size: 22px; font-weight: 650; margin: 0 0 10px; overflow-wrap: anywhere; }
-.class { display: grid; grid-template-columns: minmax(90px, 34%) 1fr 58px;
-  gap: 10px; align-items: center; margin: 7px 0; }
-.class span:first-child { overflow-wrap: anywhere; }
-.track { background: var(--line); border-radius: 4px; height: 12px; }
-.track i { display: block; height: 100%; border-radius: 4px; background: var(--rest); }
-.best .track i { background: var(--bar); }
-.best { font-weight: 650; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.note { color: var(--dim); font-size: 13px; margin: 12px 0 0; }
-svg { display: block; width: 100%; max-height: 380px; }
-svg text { font: 600 15px system-ui, sans-serif; fill: var(--ink); text-anchor: middle; }
-svg .small { font-weight: 400; font-size: 11px; }
-svg .on { fill: #1a1d23; } svg .s2.on, svg .s3.on { fill: #fff; }
-path { stroke: var(--paper); stroke-width: 2; stroke-linejoin: round; }
-path.s0 { fill: var(--s0); } path.s1 { fill: var(--s1); } path.s2 { fill: var(--s2); } path.s3 { fill: var(--s3); }
-path.none { fill: none; stroke: var(--dim); stroke-dasharray: 4 4; }
-@media (prefers-color-scheme: dark) { svg .s0.on { fill: #e8eaee; } svg .s1.on { fill: #fff; } }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 500; color: var(--dim); width: 34%; }
-code { font-size: 12.5px; }
-@media screen and (max-width: 760px) { .two { grid-template-columns: 1fr; } }
-@page { size: A4; margin: 12mm; }
-@media print {
-  :root { --paper: #fff; --card: #fff; --ink: #000; --dim: #444; --line: #bbb; --bar: #2f6fde; --rest: #aab4c3;
-    --warn: #6b4500; --warn-paper: #fff; --s0: #dfe5ec; --s1: #f8d27a; --s2: #ee8b4a; --s3: #c43a31; }
-  body { font-size: 11px; } h1 { font-size: 18px; } h2, .note { font-size: 11px; } .answer { font-size: 15px; }
-  code { font-size: 9px; } main { padding: 0; max-width: none; }
-  section { break-inside: avoid; margin-bottom: 8px; padding: 10px 12px; } .overlay { padding: 0; }
-  .overlay img { max-height: 105mm; width: auto; margin: 0 auto; }
-  .two { gap: 8px; margin-bottom: 8px; } svg { max-height: 52mm; } svg .s0.on, svg .s1.on { fill: #1a1d23; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""
+_SLIDER = (
+    '<label hidden>Opacity of the evidence <input type="range" id="opacity" min="0" max="100" step="5" value="100">'
+    "<output>100 %</output></label>"
+)
 
 
-def page(report: Report, overlay: bytes) -> str:
-    """A report as a self-contained HTML page. overlay: the PNG to embed.
+def page(report: Report) -> str:
+    """A report as a self-contained HTML page.
 
-    Every text out of the file (its name, its DICOM attributes) is escaped; the page forbids scripts and the network.
+    Every text out of the file (its name, its DICOM attributes) is escaped. Nothing is loaded, and no script runs but
+    the slider's own (`assets/film.js`).
     """
     document = report.to_json()
     name = PurePath(document["source"]["path"] or "film").name
+    style, script = asset("base.css", "film.css"), asset("film.js")
     parts = [
         f"<header><h1>{escape(name)}</h1><p>{_subtitle(document)}</p></header>",
         f'<p class="disclaimer">{escape(document["disclaimer"])}</p>',
         _warnings(document["run"]["warnings"]),
-        f'<section class="overlay"><img alt="{escape(_description(document))}" '
-        f'src="data:image/png;base64,{base64.b64encode(overlay).decode("ascii")}"></section>',
-        f'<div class="two">{_classes(document["classification"])}{_severity(report, document["severity"])}</div>',
-        _lungs(document),
-        _facts(document),
+        _contradiction(report),
+        f'<div class="page">{_viewer(report)}<div class="side">',
+        _classes(report.classification),
+        _severity(report, document["severity"]),
+        f"</div></div>{_lungs(document)}{_facts(document)}",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(name)} · lungscope</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main></body></html>\n"
-    )
+    return opening(name, style, script) + "\n".join(filter(None, parts)) + closing(script)
 
 
 def _subtitle(document: dict[str, Any]) -> str:
     image = document["image"]
-    facts = [f"{image['width']} × {image['height']} pixels", document["source"]["format"]]
+    words = [f"{image['width']} × {image['height']} pixels", document["source"]["format"]]
     if image["spacing_mm"] is not None:
-        facts.append(
+        words.append(
             f"{image['spacing_mm'][0]:g} × {image['spacing_mm'][1]:g} mm ({image['spacing_origin'] or 'spacing'})"
         )
-    return escape(" · ".join([*facts, document["run"]["created"]]))
-
-
-def _description(document: dict[str, Any]) -> str:
-    text = "The film with both lungs outlined"
-    if document["saliency"] is not None:
-        text += f" and the evidence for {document['saliency']['label']} as a heat map"
-    return text
+    return escape(" · ".join([*words, document["run"]["created"]]))
 
 
 def _warnings(warnings: list[dict[str, str]]) -> str:
     if not warnings:
         return ""
-    items = "".join(
-        f'<li><span class="stage">{escape(item["stage"])}:</span> {escape(item["message"])}</li>' for item in warnings
+    items = "".join(f"<li><b>{escape(item['stage'])}:</b> {escape(item['message'])}</li>" for item in warnings)
+    return f'<section class="warnings"><h2>Check before you rely on this</h2><ul>{items}</ul></section>'
+
+
+def _contradiction(report: Report) -> str:
+    """Say where the film's class and its zones' scores do not go together, and how that can be."""
+    answer, severity = report.classification, report.severity
+    if answer is None or severity is None:
+        return ""
+    zones = {letter: zone for letter, zone in severity.zones.items() if zone is not None}
+    if not contradicts(answer.label, [zone.score for zone in zones.values()]):
+        return ""
+    found = f"The film's most probable class is {answer.label} ({100 * answer.probabilities[answer.index]:.1f} %), yet"
+    if answer.label == NORMAL:
+        high = [f"{letter} ({100 * zone.extent:.0f} %)" for letter, zone in zones.items() if zone.score >= HIGH]
+        found += f" at least a third of the lung counts as involved in zone {', '.join(high)}."
+        why = "A finding in one place can be outvoted by the rest."
+    else:
+        found += " in no zone does as much as 5 % of the lung count as involved."
+        why = "Evidence in few places, or outside the lungs, can decide the class alone."
+    rule = (
+        "Both come from the same map of the same classifier: the class from its mean over the whole view, a zone's "
+        "score from its involved share, the lung pixels where, at that place, the probability of any disease is above "
+        "0.5."
     )
-    return f'<section class="warnings" role="alert"><h2>Check before you rely on this</h2><ul>{items}</ul></section>'
+    return (
+        '<section class="warnings"><h2>Class and severity contradict each other</h2>'
+        f"<p>{escape(found)} {rule} {why} Neither is confirmed by the other: look at the film.</p></section>"
+    )
 
 
-def _classes(answer: dict[str, Any] | None) -> str:
+def _viewer(report: Report) -> str:
+    """The film with its layers, and what switches them."""
+    scale = Scale.of(report.film.shape)
+    switches = [_switch("lungs", "Lungs")]
+    pictures = [_image(_jpeg(report, scale), scale, 'class="film"')]
+    layers = [_outlines(report, scale)]
+    legend = [f'<span><i class="{side}"></i>patient\'s {side} lung</span>' for side in ZONES]
+    seen = ["The film with the lungs outlined"]
+    if report.severity is not None and any(report.severity.zones.values()):
+        seen.append("the borders and scores of the lung zones")
+        switches.append(_switch("zones", "Zones"))
+        layers.append(_zones(report, scale))
+        legend.append('<span class="zones">A to F: lung zones, score 0 to 3</span>')
+    saliency = report.saliency
+    if saliency is not None:
+        seen.append(f"the evidence for {saliency.label} as a heat map")
+        switches += [_switch("evidence", "Evidence"), _SLIDER]
+        pictures.append(_image(_heat(report), scale, 'id="heat" class="evidence"'))
+        legend.append(
+            f'<span class="evidence">evidence for {escape(saliency.label)}: 0 {_ramp()} {EVIDENCE_SCALE:g} logit units '
+            "and more</span>"
+        )
+        if saliency.peak is not None:
+            mark = f'<svg class="mark" viewBox="-22 -22 44 44" aria-hidden="true">{_peak(0, 0)}</svg>'
+            layers.append(f'<g class="evidence">{_peak(*scale.at(*saliency.peak))}</g>')
+            legend.append(f'<span class="evidence">{mark} peak, {saliency.peak_value:.1f} logit units</span>')
+    return (
+        '<section class="viewer" aria-label="Film">'
+        f'<svg viewBox="0 0 {scale.width} {scale.height}" role="img" aria-label="{escape(", ".join(seen))}">'
+        f"{''.join(pictures)}{''.join(layers)}</svg>"
+        f'<fieldset class="layers"><legend>Layers</legend>{"".join(switches)}</fieldset>'
+        f'<div class="legend">{"".join(legend)}</div></section>'
+    )
+
+
+def _switch(layer: str, name: str) -> str:
+    return f'<label><input type="checkbox" id="{layer}" checked>{name}</label>'
+
+
+def _image(uri: str, scale: Scale, attributes: str) -> str:
+    return (
+        f'<image {attributes} width="{scale.width}" height="{scale.height}" preserveAspectRatio="none" href="{uri}"/>'
+    )
+
+
+def _jpeg(report: Report, scale: Scale) -> str:
+    """The film as it is seen, 8 bit, shrunk to the drawn size where it is larger, as a data URI."""
+    film = scale.draw(report.film.pixels) if scale.factor < 1 else report.film.pixels
+    grey = np.rint(np.clip(film, 0, 1) * 255).astype(np.uint8)
+    return _uri("jpeg", grey, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+
+
+def _heat(report: Report) -> str:
+    """The evidence in the colours of overlay.png, RGBA, clear where there is none, as a data URI."""
+    assert report.saliency is not None
+    evidence = report.saliency.map
+    factor = HEAT_SIDE / max(evidence.shape)
+    if factor < 1:
+        height, width = (max(1, round(side * factor)) for side in evidence.shape)
+        evidence = np.asarray(cv2.resize(evidence, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    colour, opacity = heat_colour(np.maximum(evidence, 0))
+    bgra = np.dstack([colour[..., ::-1] * (opacity > 0)[..., None], 255 * opacity])
+    return _uri("png", np.rint(bgra).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+
+
+def _uri(kind: str, picture: np.typing.NDArray[np.uint8], options: list[int]) -> str:
+    ok, data = cv2.imencode(f".{kind}", picture, options)
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode a {kind.upper()}")
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+
+
+def _outlines(report: Report, scale: Scale) -> str:
+    pieces = [
+        f'<path class="outline {side}" d="{"".join(_closed(contour) for contour in outline(mask, scale))}"/>'
+        for side, mask in (("right", report.lungs.right), ("left", report.lungs.left))
+        if mask.any()
+    ]
+    for letter, _, x, y in side_letters(report, scale):
+        side = "right" if letter == "R" else "left"
+        pieces.append(f'<text class="letter {side}" text-anchor="middle" x="{x}" y="{max(y - 12, 34)}">{letter}</text>')
+    return f'<g class="lungs">{"".join(pieces)}</g>'
+
+
+def _zones(report: Report, scale: Scale) -> str:
+    pieces = []
+    for colour, start, stop, y in zone_lines(report, scale):
+        side = "right" if colour == RIGHT else "left"
+        pieces.append(f'<line class="{side}" x1="{start}" x2="{stop}" y1="{y}" y2="{y}"/>')
+    for letter, score, _, x, y in zone_letters(report, scale):
+        side, anchor = ("right", "end") if letter in ZONES["right"] else ("left", "start")
+        pieces.append(f'<text class="{side}" text-anchor="{anchor}" x="{x}" y="{y + 8}">{letter} {score}</text>')
+    return f'<g class="zones">{"".join(pieces)}</g>'
+
+
+def _peak(x: int, y: int) -> str:
+    rays = "".join(
+        f"M{x + 8 * dx} {y + 8 * dy}L{x + 20 * dx} {y + 20 * dy}" for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    )
+    circle = f"M{x - 13} {y}a13 13 0 1 0 26 0a13 13 0 1 0 -26 0"
+    return "".join(f'<path class="peak {which}" d="{circle}{rays}"/>' for which in ("under", "over"))
+
+
+def _ramp() -> str:
+    """The heat map's scale, as it looks over dark lung."""
+    stops = np.linspace(0, EVIDENCE_SCALE, 11, dtype=np.float32)
+    colours, opacities = heat_colour(stops)
+    marks = "".join(
+        f'<stop offset="{number / 10:g}" stop-color="rgb({r:.0f} {g:.0f} {b:.0f})" stop-opacity="{opacity:.2f}"/>'
+        for number, ((r, g, b), opacity) in enumerate(zip(colours.tolist(), opacities.tolist(), strict=True))
+    )
+    return (
+        '<svg class="ramp" aria-hidden="true"><linearGradient id="ramp">'
+        f'{marks}</linearGradient><rect width="100%" height="100%" fill="url(#ramp)"/></svg>'
+    )
+
+
+def _classes(answer: Classification | None) -> str:
     if answer is None:
         return "<section><h2>Class</h2><p>This bundle only finds lungs.</p></section>"
-    head, note = "No answer" if answer["abstained"] else answer["label"], ""
-    if answer["conformal_set"] is not None:
-        held = " or ".join(answer["conformal_set"]) or "no class"
-        note = f"Not ruled out at {answer['conformal_coverage']:.0%} coverage: {held}. "
-    bars = "".join(
-        f'<div class="class{" best" if label == answer["label"] else ""}"><span>{escape(label)}</span>'
-        f'<span class="track"><i style="width:{100 * share:.2f}%"></i></span>'
-        f'<span class="number">{100 * share:.1f} %</span></div>'
-        for label, share in answer["probabilities"].items()
-    )
-    note += f"Softmax at temperature {answer['temperature']:g}; the network saw {INPUT_NAMES[answer['input']]}."
+    held = answer.conformal_set
+    thresholds = [None] * len(answer.labels) if answer.conformal is None else answer.conformal.thresholds
+    rows = ""
+    for label, share, threshold in zip(answer.labels, answer.probabilities.tolist(), thresholds, strict=True):
+        chip = '<span class="chip">in set</span>' if held is not None and label in held else "<span></span>"
+        rows += (
+            f'<li class="class{" best" if label == answer.label else ""}"><span>{escape(label)}</span>'
+            f'{bar(share, threshold)}<span class="number">{100 * share:.1f} %</span>{chip}</li>'
+        )
+    note = ""
+    if answer.conformal is not None and held is not None:
+        coverage = f"{100 * answer.conformal.coverage:g} %"
+        note = (
+            f'<p class="note">Not ruled out at {coverage} coverage: <b>{escape(" or ".join(held) or "no class")}</b>. '
+            "A class is in this conformal set where its probability reaches the line in its bar. The lines are set so "
+            f"that {coverage} of each class's films, of the kind that they were set on, have their class in their set. "
+            "There is an answer only where the most probable class is the set alone.</p>"
+        )
     return (
-        f'<section><h2>Class</h2><p class="answer">{escape(head)}</p>{bars}<p class="note">{escape(note)}</p></section>'
+        f'<section><h2>Class</h2><p class="answer">{escape("No answer" if answer.abstained else answer.label)}</p>'
+        f'<ul class="classes">{rows}</ul>{note}'
+        f'<p class="note">Calibrated probabilities: softmax at temperature {answer.temperature:g}. The network saw '
+        f"{INPUT_NAMES[answer.view.input]}. It knows no other classes than these: a film of anything else is put among "
+        "them too.</p></section>"
     )
 
 
@@ -170,6 +270,14 @@ def _severity(report: Report, severity: dict[str, Any] | None) -> str:
     )
 
 
+def _scores(severity: Severity) -> str:
+    """The severity figure in words."""
+    zones = "; ".join(
+        f"{letter} {zone.score}, {100 * zone.extent:.0f} % involved" for letter, zone in severity.zones.items() if zone
+    )
+    return f"Severity by lung zone, 0 to 3: {zones}"
+
+
 def _figure(report: Report) -> str:
     """The lungs of this film, each zone in the colour of its score."""
     assert report.severity is not None
@@ -184,16 +292,17 @@ def _figure(report: Report) -> str:
             continue
         start, stop = zone.rows
         lung = (report.lungs.right if letter in "ABC" else report.lungs.left)[start:stop]
-        outline = _path(lung, factor, start - int(rows[0]), -int(columns[0]))
-        shapes.append(f'<path class="s{zone.score}" d="{outline}"/>')
+        shape = _path(lung, factor, start - int(rows[0]), -int(columns[0]))
+        shapes.append(f'<path class="s{zone.score}" d="{shape}"/>')
         column, row = _roomiest(lung)
         x, y = factor * (column - columns[0]), factor * (start + row - rows[0])
         texts.append(
-            f'<text class="on s{zone.score}" x="{x:.0f}" y="{y - 1:.0f}">{letter} · {zone.score}</text>'
-            f'<text class="on small s{zone.score}" x="{x:.0f}" y="{y + 13:.0f}">{100 * zone.extent:.0f} %</text>'
+            f'<text class="s{zone.score}" x="{x:.0f}" y="{y - 1:.0f}">{letter} · {zone.score}</text>'
+            f'<text class="small s{zone.score}" x="{x:.0f}" y="{y + 13:.0f}">{100 * zone.extent:.0f} %</text>'
         )
     return (
-        f'<svg viewBox="-6 -22 {_FIGURE + 12} {height + 28}" role="img" aria-label="Severity by lung zone">'
+        f'<svg class="figure" viewBox="-6 -22 {_FIGURE + 12} {height + 28}" role="img" '
+        f'aria-label="{_scores(report.severity)}">'
         f'<text class="small" x="{_FIGURE * 0.2:.0f}" y="-8">patient\'s right</text>'
         f'<text class="small" x="{_FIGURE * 0.8:.0f}" y="-8">patient\'s left</text>'
         f"{''.join(shapes)}{''.join(texts)}</svg>"
@@ -216,8 +325,9 @@ def _path(mask: Mask, factor: float, row: int, column: int) -> str:
     return "".join(pieces)
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    return "<table>" + "".join(f"<tr><th>{escape(key)}</th><td>{value}</td></tr>" for key, value in rows) + "</table>"
+def _closed(contour: np.typing.NDArray[np.int32]) -> str:
+    points = cv2.approxPolyDP(contour, 0.7, True)[:, 0]
+    return "M" + "L".join(f"{x} {y}" for x, y in points.tolist()) + "Z"
 
 
 def _lungs(document: dict[str, Any]) -> str:
@@ -236,7 +346,7 @@ def _lungs(document: dict[str, Any]) -> str:
         rows.append(("Evidence inside the lungs", "none found" if share is None else f"{100 * share:.0f} %"))
         if peak is not None:
             rows.append(("Peak", f"row {peak['row']}, column {peak['col']}: {peak['value']:.2f} logit units"))
-    return f"<section><h2>Lungs and evidence</h2>{_table(rows)}</section>"
+    return f"<section><h2>Lungs and evidence</h2>{facts(rows)}</section>"
 
 
 def _facts(document: dict[str, Any]) -> str:
@@ -251,4 +361,4 @@ def _facts(document: dict[str, Any]) -> str:
         ("Versions", escape(", ".join(f"{name} {version}" for name, version in run["versions"].items()))),
         ("Time by stage", escape(", ".join(f"{stage} {ms:.0f} ms" for stage, ms in run["timings_ms"].items()))),
     ]
-    return f"<section><h2>How this was made</h2>{_table(rows)}</section>"
+    return f"<section><h2>How this was made</h2>{facts(rows)}</section>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +25,8 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, dumps(document) + "\n")
 
 
-def row(result: Report | Failure, folder: str) -> dict[str, Any]:
-    """A film's row in results.jsonl. folder: where its files are, relative to results.jsonl."""
+def row(result: Report | Failure, folder: str | None) -> dict[str, Any]:
+    """A film's row in results.jsonl. folder: where its files are, relative to results.jsonl; None where it has none."""
     if isinstance(result, Failure):
         return {"status": "failed", **result.to_json()}
     document = result.to_json()
@@ -48,6 +49,12 @@ def row(result: Report | Failure, folder: str) -> dict[str, Any]:
     }
 
 
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a results.jsonl, one at a time."""
+    with path.open(encoding="ascii") as file:
+        yield from map(json.loads, file)
+
+
 class Results:
     """results.jsonl, written a whole row at a time: after an interruption it is valid as far as it goes."""
 
@@ -64,7 +71,7 @@ class Results:
     ) -> None:
         self._file.close()
 
-    def add(self, result: Report | Failure, folder: str) -> dict[str, Any]:
+    def add(self, result: Report | Failure, folder: str | None) -> dict[str, Any]:
         """Append a film's row, and return it."""
         entry = row(result, folder)
         self._file.write((dumps(entry, indent=None) + "\n").encode("ascii"))

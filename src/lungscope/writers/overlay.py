@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,7 @@ from lungscope.radiograph import Pixels
 from lungscope.report import DISCLAIMER, Report
 from lungscope.stages.localization import Saliency
 from lungscope.stages.segmentation import Mask
+from lungscope.stages.severity import ZONES
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -34,7 +36,7 @@ _HEAT = np.array([(120, 28, 109), (207, 68, 70), (251, 155, 6), (252, 255, 164)]
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From the film's grid to the picture's."""
 
     factor: float
@@ -42,7 +44,7 @@ class _Scale:
     width: int
 
     @classmethod
-    def of(cls, shape: tuple[int, int]) -> _Scale:
+    def of(cls, shape: tuple[int, int]) -> Scale:
         factor = LONG_SIDE / max(shape)
         return cls(factor, max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor)))
 
@@ -57,7 +59,7 @@ class _Scale:
 
 def render(report: Report) -> Picture:
     """Draw a report: RGB u8 [h, w, 3], the film's longer side `LONG_SIDE`, the scale and the legend at its right."""
-    scale = _Scale.of(report.film.shape)
+    scale = Scale.of(report.film.shape)
     grey = np.clip(scale.draw(report.film.pixels), 0, 1) * 255
     picture = np.repeat(grey[:, :, None], 3, axis=2)
     if report.saliency is not None:
@@ -65,7 +67,7 @@ def render(report: Report) -> Picture:
     drawn = np.rint(picture).astype(np.uint8)
     outlines = {}
     for mask, colour in ((report.lungs.right, RIGHT), (report.lungs.left, LEFT)):
-        outlines[colour] = _outline(mask, scale)
+        outlines[colour] = outline(mask, scale)
         cv2.polylines(drawn, outlines[colour], True, colour, 2, cv2.LINE_AA)
     _zones(drawn, report, scale)
     if report.saliency is not None and report.saliency.peak is not None:
@@ -103,7 +105,7 @@ def _heat(picture: NDArray[np.float32], evidence: Pixels) -> NDArray[np.float32]
     return picture + opacity[:, :, None] * (colour - picture)
 
 
-def _outline(mask: Mask, scale: _Scale) -> list[NDArray[np.int32]]:
+def outline(mask: Mask, scale: Scale) -> list[NDArray[np.int32]]:
     """Outlines of a lung on the picture's grid; a coarse mask is smoothed so that its steps are not drawn."""
     soft = cv2.resize(mask.astype(np.float32), (scale.width, scale.height), interpolation=cv2.INTER_LINEAR)
     soft = cv2.GaussianBlur(soft, (0, 0), max(1.0, scale.factor * 0.7))
@@ -111,8 +113,8 @@ def _outline(mask: Mask, scale: _Scale) -> list[NDArray[np.int32]]:
     return [np.asarray(contour, np.int32) for contour in contours]
 
 
-def _zones(picture: Picture, report: Report, scale: _Scale) -> None:
-    """Dashed lines between the zones of each lung."""
+def zone_lines(report: Report, scale: Scale) -> Iterator[tuple[Colour, int, int, int]]:
+    """Where zones of a lung meet: (its colour, first x, last x, y) on the picture's grid."""
     if report.severity is None:
         return
     for letters, lung, colour in (("BC", report.lungs.right, RIGHT), ("EF", report.lungs.left, LEFT)):
@@ -121,11 +123,16 @@ def _zones(picture: Picture, report: Report, scale: _Scale) -> None:
             if zone is None:
                 continue
             columns = np.flatnonzero(lung[zone.rows[0]])
-            if columns.size == 0:
-                continue
-            (start, y), (stop, _) = scale.at(zone.rows[0] - 0.5, columns[0]), scale.at(0, columns[-1])
-            for x in range(start, stop, 14):
-                cv2.line(picture, (x, y), (min(x + 7, stop), y), colour, 1, cv2.LINE_AA)
+            if columns.size:
+                (start, y), (stop, _) = scale.at(zone.rows[0] - 0.5, columns[0]), scale.at(0, columns[-1])
+                yield colour, start, stop, y
+
+
+def _zones(picture: Picture, report: Report, scale: Scale) -> None:
+    """Dashed lines between the zones of each lung."""
+    for colour, start, stop, y in zone_lines(report, scale):
+        for x in range(start, stop, 14):
+            cv2.line(picture, (x, y), (min(x + 7, stop), y), colour, 1, cv2.LINE_AA)
 
 
 def _peak(picture: Picture, at: tuple[int, int]) -> None:
@@ -140,35 +147,36 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _letters(draw: ImageDraw.ImageDraw, report: Report, scale: _Scale, top: int) -> None:
-    """R and L over the lungs, and each zone's letter and score at its outer edge."""
+def side_letters(report: Report, scale: Scale) -> Iterator[tuple[str, Colour, int, int]]:
+    """(R or L, its lung's colour, x, y of the lung's apex) on the picture's grid, for each lung that was found."""
     for side, lung, colour in (("R", report.lungs.right, RIGHT), ("L", report.lungs.left, LEFT)):
         rows = np.flatnonzero(lung.any(axis=1))
-        if rows.size == 0:
-            continue
-        columns = np.flatnonzero(lung[rows[0] : rows[0] + max(1, rows.size // 10)].any(axis=0))
-        x, y = scale.at(rows[0], columns.mean())
-        draw.text(
-            (x, max(top + y - 10, 30)), side, colour, _font(26), anchor="mb", stroke_width=3, stroke_fill=(0, 0, 0)
-        )
-    if report.severity is None:
-        return
-    for letter, zone in report.severity.zones.items():
+        if rows.size:
+            columns = np.flatnonzero(lung[rows[0] : rows[0] + max(1, rows.size // 10)].any(axis=0))
+            yield side, colour, *scale.at(rows[0], columns.mean())
+
+
+def zone_letters(report: Report, scale: Scale) -> Iterator[tuple[str, int, Colour, int, int]]:
+    """(letter, score, colour, x, y) of each scored zone, at its outer edge and inside the picture."""
+    for letter, zone in report.severity.zones.items() if report.severity else ():
         if zone is None:
             continue
-        right = letter in "ABC"
+        right = letter in ZONES["right"]
         columns = np.flatnonzero((report.lungs.right if right else report.lungs.left)[slice(*zone.rows)].any(axis=0))
         x, y = scale.at(sum(zone.rows) / 2, columns[0] if right else columns[-1])
         x = max(x - 8, 46) if right else min(x + 8, scale.width - 46)
-        draw.text(
-            (x, top + y),
-            f"{letter}  {zone.score}",
-            RIGHT if right else LEFT,
-            _font(20),
-            anchor="rm" if right else "lm",
-            stroke_width=3,
-            stroke_fill=(0, 0, 0),
-        )
+        yield letter, zone.score, RIGHT if right else LEFT, x, y
+
+
+def _letters(draw: ImageDraw.ImageDraw, report: Report, scale: Scale, top: int) -> None:
+    """R and L over the lungs, and each zone's letter and score at its outer edge."""
+    for side, colour, x, y in side_letters(report, scale):
+        at = (x, max(top + y - 10, 30))
+        draw.text(at, side, colour, _font(26), anchor="mb", stroke_width=3, stroke_fill=(0, 0, 0))
+    for letter, score, colour, x, y in zone_letters(report, scale):
+        anchor = "rm" if letter in ZONES["right"] else "lm"
+        text = f"{letter}  {score}"
+        draw.text((x, top + y), text, colour, _font(20), anchor=anchor, stroke_width=3, stroke_fill=(0, 0, 0))
 
 
 def _panel(image: Image.Image, draw: ImageDraw.ImageDraw, report: Report, left: int) -> None:
