@@ -178,7 +178,8 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     segmenter = trained_segmenter(tmp_path / "segmenter", SIZE)
     data = ("--data", films / "store", "--split", films / "split.csv")
     call("export", "--segmenter", segmenter, *data, "--name", "lungs", "--no-metrics", "--out", tmp_path / "lungs")
-    command = ("benchmark", "classification", *options(films, tmp_path, "resnet50"), "--model", tmp_path / "lungs")
+    cells = ("resnet50-lungs-seed0", "resnet50-cropped-seed0")
+    command = ("benchmark", "classification", *options(films, tmp_path, *cells), "--model", tmp_path / "lungs")
     assert call(*command)["failed"] == {}
     cell = json.loads((tmp_path / "classification" / "resnet50-lungs-seed0.json").read_text())
     assert cell["test"]["films"] == 6 and cell["val"]["films"] == 6
@@ -186,14 +187,15 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     manifest = json.loads((tmp_path / "work/classification/resnet50-cropped-seed0/bundle/manifest.json").read_text())
     assert (manifest["classifier"]["view"]["input"], manifest["classifier"]["view"]["crop"]) == ("image", True)
     page = (tmp_path / "classification.md").read_text(encoding="utf-8")
-    assert "Table 4" in page and "cropped: cut out, nothing blacked out" in page and "background − lungs" in page
+    assert "Table 4" in page and "cropped: cut out, nothing blacked out" in page
 
 
 def test_an_ensemble_without_its_members_says_what_is_missing(films: Path, tmp_path: Path) -> None:
-    command = ["benchmark", "segmentation", *options(films, tmp_path, "ensemble-mean-seed0")]
-    done = CliRunner().invoke(front.app, command)
-    assert done.exit_code != 0
-    assert "no results" in str(done.exception)
+    command = ["benchmark", "segmentation", *options(films, tmp_path, "ensemble")]
+    done = CliRunner().invoke(front.app, [*command, "--json"])
+    assert done.exit_code == 1
+    failed = json.loads(done.stdout)["failed"]
+    assert "linknet-mobilenetv2-seed0, unet-mobilenetv2-seed0 first" in failed["ensemble-union-seed0"]
 
 
 def test_an_unknown_cell_names_those_that_there_are(films: Path, tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def _run(
 
 
 def _finish(kind: Kind, out: Path, failed: dict[str, str], as_json: bool) -> None:
-    written = render(out, kind)
+    # Without a single result there is nothing to render, and what failed is the news.
+    written = [] if failed and not any((out / kind).glob("*.json")) else render(out, kind)
     if as_json:
         print(dumps({"written": [str(path) for path in written], "failed": failed}))
     else:
