@@ -42,6 +42,7 @@ EXTRAS = {
     "train": "torch",
     "demo": "data_store",
     "dicom-out": "highdicom",
+    "pacs": "pynetdicom",
     "dev": "pytest",
 }
 REPEATS = 5

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry("lungscope.cli.evaluate", "Measure a bundle against drawn lungs and known classes."),
     "export": Entry("lungscope.cli.export", "Turn checkpoints into a weights bundle.", extra="train"),
     "models": Entry("lungscope.cli.models", "List, show and verify weights bundles."),
+    "pacs": Entry("lungscope.cli.pacs", "Answer a PACS: films in by C-STORE, results out.", extra="pacs"),
     "doctor": Entry("lungscope.cli.doctor", "Say what is installed here, and whether it works."),
 }
 
