@@ -81,6 +81,18 @@ class UsageError(LungscopeError):
     code = "usage"
 
 
+class DeliveryError(LungscopeError):
+    """A destination of results could not be reached, or can not take them now: worth another try later."""
+
+    code = "delivery"
+
+
+class RefusedError(DeliveryError):
+    """A destination answered that it will not take this object."""
+
+    code = "refused"
+
+
 #: Exit status of the command line for each kind of error. 0: all done; 1: some inputs failed.
 EXIT_STATUS: dict[type[LungscopeError], int] = {
     InputError: 1,

@@ -41,6 +41,8 @@ EXTRAS = {
     "train": "torch",
     "demo": "data_store",
     "dicom-out": "highdicom",
+    "pacs": "pynetdicom",
+    "table": "pyarrow",
     "dev": "pytest",
 }
 REPEATS = 5

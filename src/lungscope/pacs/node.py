@@ -1,0 +1,223 @@
+"""The node: what is received is analysed, what was analysed is sent, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from typing import Any
+
+from pydicom import dcmread
+
+from lungscope.errors import DeliveryError, RefusedError
+from lungscope.pacs.deidentify import Deidentifier
+from lungscope.pacs.receive import Receiver
+from lungscope.pacs.send import Destination
+from lungscope.pacs.spool import STAGES, TRIED, Spool
+from lungscope.pacs.status import Metrics, StatusServer
+from lungscope.pipeline import Analyzer, failure
+from lungscope.writers.dicom import encode, objects
+
+LOGGER = logging.getLogger(__name__)
+
+#: Seconds between looks for what no thread is woken for: quiet studies, and what was moved by hand.
+LOOK = 0.5
+#: Seconds before the second try of what went wrong; twice as long with each try, up to the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+#: A delivery that was refused this often is put away.
+REFUSALS = 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the node answers, and to whom.
+
+    aet: the title by which it has to be called. allow: titles that may call; none lets every one. status_port: on this
+    machine alone. A port 0 is chosen by the system.
+    """
+
+    host: str
+    port: int
+    status_port: int
+    aet: str
+    allow: Sequence[str] = ()
+    tls: ssl.SSLContext | None = None
+
+
+class Node:
+    """Receives films into `spool`, analyses them, and sends the results to `destination`.
+
+    quiet_seconds: a study whose association stays open is complete after that time without a film. deidentifier:
+    applied to what is sent; None leaves the film's patient and study in it.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        analyzer: Analyzer,
+        destination: Destination,
+        *,
+        quiet_seconds: float = 10,
+        deidentifier: Deidentifier | None = None,
+    ) -> None:
+        self._spool, self._analyzer, self._destination = spool, analyzer, destination
+        self._quiet_seconds, self._deidentifier = quiet_seconds, deidentifier
+        self._metrics = Metrics(spool)
+        self._stop, self._films, self._results = Event(), Event(), Event()
+        #: By the key of a delivery that was refused: when it is due again, and how often it was refused.
+        self._refusals: dict[str, tuple[float, int]] = {}
+        self._threads = [
+            Thread(target=self._repeat, args=(step, wake), name=name, daemon=True)
+            for name, step, wake in (
+                ("analysis", self._analyse_next, self._films),
+                ("delivery", self._deliver_due, self._results),
+            )
+        ]
+
+    def run(self, address: Address, *, ready: Callable[[int, int], None] = lambda port, status_port: None) -> None:
+        """Work until `stop` is called; then finish what is in hand.
+
+        ready: called with both ports once films can come. Raises UsageError where a port can not be had.
+        """
+        receiver = Receiver(
+            self._spool, self._metrics, aet=address.aet, allow=address.allow, quiet_seconds=self._quiet_seconds,
+            wake=self._films.set,
+        )  # fmt: skip
+        status = StatusServer(address.status_port, self._metrics, self.health)
+        try:
+            port = receiver.start(address.host, address.port, address.tls)
+            for thread in self._threads:
+                thread.start()
+            ready(port, status.port)
+            while not self._stop.wait(LOOK):
+                receiver.release_quiet()
+            receiver.stop()
+            for thread in self._threads:
+                thread.join()
+        finally:
+            status.stop()
+
+    def stop(self) -> None:
+        """Let `run` end. May be called from another thread and from a signal handler."""
+        self._stop.set()
+        self._films.set()
+        self._results.set()
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the node works, and what there is to say about it."""
+        works = {thread.name: thread.is_alive() for thread in self._threads}
+        well = all(works.values())
+        queue = {stage: self._spool.depth(stage) for stage in STAGES if stage != "sent"}
+        return well, {"status": "ok" if well else "broken", "works": works, "queue": queue}
+
+    def _repeat(self, step: Callable[[], bool], wake: Event) -> None:
+        """Do `step` until the node stops, as fast as it finds work, with pauses where the machine does not do its part:
+        a full disk, a broken installation, a destination that is away. No film and no result is to blame for those."""
+        pause = FIRST_PAUSE
+        while not self._stop.is_set():
+            wake.clear()
+            try:
+                found = step()
+            except (OSError, ImportError, DeliveryError) as error:
+                LOGGER.error("%s (again in %.0f s)", error, pause)
+                self._metrics.pauses.labels(getattr(error, "code", "os")).inc()
+                self._stop.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = FIRST_PAUSE
+            if not found:
+                wake.wait(LOOK)
+
+    def _analyse_next(self) -> bool:
+        """Analyse the film that waited longest. False where none waits."""
+        film = self._spool.take()
+        if film is None:
+            return False
+        try:
+            with self._metrics.analysis_seconds.time():
+                files, facts = self._analyse(film)
+            self._spool.keep(film, files, facts)
+        except (OSError, ImportError):
+            with suppress(OSError):
+                self._spool.put_back(film)
+            raise
+        except Exception as error:
+            result = failure(film, error)
+            self._spool.fail(film, result.code, result.message)
+            self._metrics.failed.labels(result.code).inc()
+            LOGGER.warning("failed (%s): %s", result.code, result.message)
+        else:
+            self._metrics.analysed.inc()
+            LOGGER.info("analysed %s", film.stem)
+            self._results.set()
+        return True
+
+    def _analyse(self, film: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The files to send for a film, by kind, and what the journal is to say of it."""
+        report = self._analyzer.analyze(film)
+        made = objects(report)
+        if self._deidentifier is not None:
+            made = self._deidentifier.apply(made, report)
+        facts = {
+            "sop_instance_uid": report.source.tags.get("SOPInstanceUID"),
+            "sha256": report.source.sha256,
+            "analysed": report.run.created,
+            "bundle": report.run.bundle,
+            "bundle_version": report.run.bundle_version,
+            "deidentified": self._deidentifier is not None,
+            "objects": {kind: str(item.SOPInstanceUID) for kind, item in made.items()},
+        }
+        return {kind: encode(item) for kind, item in made.items()}, facts
+
+    def _deliver_due(self) -> bool:
+        """Send every delivery that is due. False where none is. Raises DeliveryError where the destination is away."""
+        due = [path for path in self._spool.deliveries() if self._refusals.get(path.name, (0, 0))[0] <= monotonic()]
+        for delivery in due:
+            if self._stop.is_set():
+                break
+            try:
+                with self._metrics.delivery_seconds.time():
+                    self._deliver(delivery)
+                self._refusals.pop(delivery.name, None)
+                LOGGER.info("sent %s", delivery.name)
+            except RefusedError as error:
+                self._refused(delivery, error)
+            except (DeliveryError, OSError):
+                raise
+            except Exception as error:  # an object that was altered on the disk; the others are none the worse for it
+                self._refused(delivery, RefusedError(f"{type(error).__name__}: {error}", code="internal"))
+        return bool(due)
+
+    def _deliver(self, delivery: Path) -> None:
+        """Send what is left of a delivery. An object that may have arrived before is asked for before it is sent."""
+        items = {path: dcmread(path) for path in self._spool.objects(delivery)}
+        if items:
+            with self._destination.connect(list(items.values())) as link:
+                for path, item in items.items():
+                    if path.suffix != TRIED or not link.has(item):
+                        path = self._spool.mark_tried(path)
+                        link.store(item)
+                    self._spool.acknowledge(path)
+                    self._metrics.sent.labels(path.stem.partition("-")[2]).inc()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._spool.finish(delivery, {"sent": now, "destination": self._destination.name})
+
+    def _refused(self, delivery: Path, error: RefusedError) -> None:
+        """Try a delivery later, without the others waiting for it; or, after `REFUSALS`, never."""
+        times = self._refusals.get(delivery.name, (0.0, 0))[1] + 1
+        self._metrics.pauses.labels(error.code).inc()
+        if times < REFUSALS:
+            pause = min(FIRST_PAUSE * 2**times, LONGEST_PAUSE)
+            LOGGER.warning("%s (%s again in %.0f s)", error, delivery.name, pause)
+            self._refusals[delivery.name] = monotonic() + pause, times
+            return
+        LOGGER.error("%s (%s put away after %d tries)", error, delivery.name, times)
+        self._refusals.pop(delivery.name, None)
+        self._spool.refuse(delivery, error.code, str(error))
+        self._metrics.failed.labels(error.code).inc()

@@ -1,0 +1,350 @@
+"""The node between a sender and an archive, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from pydicom import Dataset, uid
+from pynetdicom import AE
+
+from bundles import write_bundle
+from lungscope.errors import UsageError
+from lungscope.pacs import node as node_module
+from lungscope.pacs import send as send_module
+from lungscope.pacs.node import Address, Node
+from lungscope.pacs.send import Tls, destination
+from lungscope.pacs.spool import STAGES, Spool
+from lungscope.pipeline import Analyzer
+from lungscope.readers.dicom import DECODERS, SOP_CLASSES
+from peers import LOST, Archive, association, film, free_port, send, until
+from peers import Node as Program
+
+#: What comes back for a film from a bundle that only segments.
+KINDS, MODALITIES = ["lungs", "overlay", "report"], ["SEG", "OT", "SR"]
+
+
+@dataclass
+class Running:
+    port: int
+    status: str
+    spool: Path
+
+    def files(self, stage: str) -> list[str]:
+        return sorted(path.name for path in (self.spool / stage).iterdir() if not path.name.startswith("."))
+
+    def settled(self, **counts: int) -> None:
+        """Wait until there is so much in the stages named, and nothing in the others (but reasons in failed/)."""
+
+        def reached() -> bool:
+            found = {stage: len(self.files(stage)) for stage in STAGES}
+            found["failed"] -= len(list((self.spool / "failed").glob("*.json")))
+            return found == dict.fromkeys(STAGES, 0) | counts
+
+        until(reached, f"{counts}")
+
+    def reason(self) -> dict[str, str]:
+        """The error of the only dead letter."""
+        (path,) = (self.spool / "failed").glob("*.json")
+        error: dict[str, str] = json.loads(path.read_text())["error"]
+        return error
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    made = Archive()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(node_module, "LOOK", 0.05)
+    monkeypatch.setattr(node_module, "REFUSALS", 4)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "lungs", classifier=False)
+
+
+@pytest.fixture(scope="module")
+def analyzer(bundle: Path) -> Analyzer:
+    return Analyzer(bundle, device="cpu")
+
+
+@pytest.fixture
+def run(analyzer: Analyzer, tmp_path: Path) -> Callable[..., Any]:
+    @contextmanager
+    def started(
+        target: str, *, allow: tuple[str, ...] = (), quiet_seconds: float = 60, tls: Tls | None = None
+    ) -> Iterator[Running]:
+        spool = Spool(tmp_path / "spool")
+        there = destination(target, aet="LUNGSCOPE", tls=tls)
+        node = Node(spool, analyzer, there, quiet_seconds=quiet_seconds)
+        context = None if tls is None else tls.context(ssl.Purpose.CLIENT_AUTH)
+        ports: list[int] = []
+        address = Address(host="127.0.0.1", port=0, status_port=0, aet="LUNGSCOPE", allow=allow, tls=context)
+        thread = Thread(target=node.run, args=(address,), kwargs={"ready": lambda *found: ports.extend(found)})
+        thread.start()
+        try:
+            until(lambda: ports, "the node")
+            yield Running(ports[0], f"http://127.0.0.1:{ports[1]}", spool.root)
+        finally:
+            node.stop()
+            thread.join(30)
+            spool.close()
+        assert not thread.is_alive()
+
+    return started
+
+
+def test_results_of_a_film(run: Callable[..., Any], archive: Archive) -> None:
+    with run(archive.target) as node:
+        with association(node.port) as link:
+            assert link.send_c_echo().Status == 0x0000
+            assert link.send_c_store(film()).Status == 0x0000
+            assert len(node.files("incoming")) == 1, "what was acknowledged is on the disk"
+            time.sleep(0.2)
+            assert not archive.arrived, "the study is still arriving"
+        node.settled(sent=1)
+        assert archive.modalities == MODALITIES
+        assert {item.StudyInstanceUID for item in archive.arrived} == {film().StudyInstanceUID}
+        journal = json.loads((node.spool / "sent" / node.files("sent")[0]).read_text())
+        assert list(journal["objects"]) == KINDS
+        assert list(journal["objects"].values()) == [item.SOPInstanceUID for item in archive.arrived]
+        assert journal["destination"] == archive.target
+
+
+def test_a_quiet_study_is_complete(run: Callable[..., Any], archive: Archive) -> None:
+    with run(archive.target, quiet_seconds=0.2) as node, association(node.port) as link:
+        assert link.send_c_store(film()).Status == 0x0000
+        until(lambda: len(archive.arrived) == 3, "results")
+        assert link.is_established
+
+
+def test_a_film_that_comes_again_is_not_analysed_again(run: Callable[..., Any], archive: Archive) -> None:
+    with run(archive.target) as node:
+        for _ in range(2):
+            assert send(node.port, [film(1), film(1)]) == [0x0000, 0x0000]
+            node.settled(sent=1)
+        assert send(node.port, [film(1, PatientID="P2")]) == [0x0000], "a corrected film is another"
+        node.settled(sent=2)
+    assert archive.modalities == 2 * MODALITIES
+    assert len({item.SOPInstanceUID for item in archive.arrived}) == 6
+
+
+def test_who_may_send_and_what(run: Callable[..., Any], archive: Archive) -> None:
+    with run(archive.target, allow=("CR1", "CR2")) as node:
+        for calling, called, accepted in (
+            ("CR1", "LUNGSCOPE", True), ("CR2", "LUNGSCOPE", True), ("CR3", "LUNGSCOPE", False), ("CR1", "OTHER", False)
+        ):  # fmt: skip
+            with association(node.port, calling=calling, called=called) as link:
+                assert link.is_established is accepted, (calling, called)
+                assert link.is_rejected is not accepted
+        with association(node.port, calling="CR1") as link:
+            refused = {(context.abstract_syntax, context.transfer_syntax[0]) for context in link.rejected_contexts}
+            assert len(link.accepted_contexts) == 5
+        assert refused == {
+            (uid.CTImageStorage, uid.ImplicitVRLittleEndian),
+            (uid.ComputedRadiographyImageStorage, uid.MPEG2MPML),
+        }
+
+
+def test_every_transfer_syntax_that_is_read_is_taken(run: Callable[..., Any], archive: Archive) -> None:
+    ae = AE("SENDER")
+    for sop_class, syntax in product(SOP_CLASSES, DECODERS):
+        ae.add_requested_context(sop_class, syntax)
+    compressed = film()
+    compressed.compress(uid.RLELossless)
+    with run(archive.target) as node:
+        link = ae.associate("127.0.0.1", node.port, ae_title="LUNGSCOPE")
+        assert len(link.accepted_contexts) == 4 * len(DECODERS)
+        assert link.send_c_store(compressed).Status == 0x0000
+        link.release()
+        node.settled(sent=1)
+    assert archive.modalities == MODALITIES
+
+
+def broken(number: int) -> Dataset:
+    made = film(number)
+    made.PixelData = made.PixelData[:100]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("item", "code"),
+    [
+        (film(1, Modality="CT"), "unsupported"),
+        (broken(2), "unreadable"),
+        (film(3, Rows=None), "unreadable"),
+    ],
+)
+def test_a_film_without_results_has_a_reason(
+    run: Callable[..., Any], archive: Archive, item: Dataset, code: str
+) -> None:
+    with run(archive.target) as node:
+        assert send(node.port, [item, film(9)]) == [0x0000, 0x0000]
+        node.settled(failed=1, sent=1)
+        (name,) = [name for name in node.files("failed") if name.endswith(".dcm")]
+        assert name.startswith(item.SOPInstanceUID)
+        assert node.reason()["code"] == code
+        text = httpx.get(f"{node.status}/metrics").text
+        assert f'lungscope_pacs_films_failed_total{{code="{code}"}} 1.0' in text
+        assert 'lungscope_pacs_queue_films{stage="failed"} 1.0' in text
+    assert archive.modalities == MODALITIES
+
+
+def test_an_archive_that_is_away_gets_its_results_later(run: Callable[..., Any]) -> None:
+    port = free_port()
+    with run(f"ARCHIVE@127.0.0.1:{port}") as node:
+        assert send(node.port, [film(1), film(2)]) == [0x0000, 0x0000]
+        node.settled(results=2)
+        time.sleep(0.3)
+        assert httpx.get(f"{node.status}/healthz").json()["queue"]["results"] == 2
+        archive = Archive(port=port)
+        node.settled(sent=2)
+        archive.close()
+    assert archive.modalities == 2 * MODALITIES
+
+
+def test_an_archive_that_is_full_gets_its_results_later(run: Callable[..., Any], archive: Archive) -> None:
+    archive.statuses = [0x0000, 0xA700, 0xA701]
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(sent=1)
+    assert archive.modalities == MODALITIES
+
+
+def test_what_is_refused_again_and_again_is_put_away(run: Callable[..., Any], archive: Archive) -> None:
+    archive.statuses = [0xC123] * 4
+    with run(archive.target) as node:
+        send(node.port, [film(1)])
+        node.settled(failed=1)
+        send(node.port, [film(2)])
+        node.settled(failed=1, sent=1)
+        assert node.reason()["code"] == "refused"
+        assert "C123" in node.reason()["message"]
+        (folder,) = [path for path in (node.spool / "failed").iterdir() if path.is_dir()]
+        folder.rename(node.spool / "results" / folder.name)
+        node.settled(sent=2)
+    assert archive.modalities == 2 * MODALITIES
+
+
+def test_results_that_are_spoilt_on_the_disk_stop_no_others(run: Callable[..., Any]) -> None:
+    port = free_port()
+    with run(f"ARCHIVE@127.0.0.1:{port}") as node:
+        send(node.port, [film(1), film(2)])
+        node.settled(results=2)
+        (report, _) = sorted((node.spool / "results").glob("*/*-report.dcm"))
+        report.write_bytes(b"nothing")
+        archive = Archive(port=port)
+        node.settled(sent=1, failed=1)
+        archive.close()
+        assert node.reason()["code"] == "internal"
+    assert archive.modalities == MODALITIES
+
+
+def test_an_archive_without_a_sop_class_is_named(run: Callable[..., Any]) -> None:
+    archive = Archive(takes=[uid.SegmentationStorage, uid.SecondaryCaptureImageStorage])
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(failed=1)
+        assert "takes no Comprehensive SR Storage" in node.reason()["message"]
+    archive.close()
+    assert archive.modalities == ["SEG", "OT"], "what it took it has once"
+
+
+@pytest.mark.parametrize(("answers_queries", "times"), [(True, 1), (False, 2)])
+def test_a_lost_answer(run: Callable[..., Any], answers_queries: bool, times: int) -> None:
+    archive = Archive(answers_queries=answers_queries)
+    archive.statuses = [0x0000, LOST]
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(sent=1)
+    archive.close()
+    lost = archive.arrived[1].SOPInstanceUID
+    assert [item.SOPInstanceUID for item in archive.arrived].count(lost) == times
+    assert len({item.SOPInstanceUID for item in archive.arrived}) == 3
+
+
+def test_status(run: Callable[..., Any], archive: Archive) -> None:
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(sent=1)
+        health = httpx.get(f"{node.status}/healthz")
+        assert health.status_code == 200
+        assert health.json()["works"] == {"analysis": True, "delivery": True}
+        text = httpx.get(f"{node.status}/metrics").text
+        for line in (
+            "films_received_total 1.0", "films_analysed_total 1.0", 'results_sent_total{kind="report"} 1.0',
+            "analysis_seconds_count 1.0", "delivery_seconds_count 1.0", 'queue_films{stage="ready"} 0.0',
+        ):  # fmt: skip
+            assert f"lungscope_pacs_{line}\n" in text, line
+        assert httpx.get(f"{node.status}/x").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """An authority and a certificate of it for localhost and 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(command: str) -> None:
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+
+    openssl("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=Authority")
+    openssl("req -newkey rsa:2048 -nodes -keyout node.key -out node.csr -subj /CN=node")
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    openssl("x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out node.pem -days 2 -extfile names")
+    return Tls(folder / "node.pem", folder / "node.key", folder / "ca.pem")
+
+
+def test_tls_both_ways(run: Callable[..., Any], certificates: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_module, "CONNECT_TIMEOUT", 0.5)
+    archive = Archive(tls=certificates.context(ssl.Purpose.CLIENT_AUTH))
+    anonymous = ssl.create_default_context(cafile=str(certificates.authorities))
+    with run(archive.target, tls=certificates) as node:
+        with socket.create_connection(("127.0.0.1", node.port)):  # it never shakes hands
+            statuses = send(node.port, [film()], tls=certificates.context(ssl.Purpose.SERVER_AUTH))
+        assert statuses == [0x0000]
+        for tls in (None, anonymous):
+            with association(node.port, tls=tls) as link:
+                assert not link.is_established, "without a certificate"
+        node.settled(sent=1)
+    archive.close()
+    assert archive.modalities == MODALITIES
+
+
+def test_tls_files_that_are_none(certificates: Tls, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="TLS files can not be used"):
+        Tls(certificates.certificate, tmp_path / "absent", certificates.authorities).context(ssl.Purpose.CLIENT_AUTH)
+    with pytest.raises(UsageError, match="TLS files can not be used"):
+        Tls(certificates.key, certificates.key, certificates.authorities).context(ssl.Purpose.CLIENT_AUTH)
+
+
+def test_a_full_disk_takes_nothing_and_says_so(archive: Archive, bundle: Path, tmp_path: Path) -> None:
+    with Program(tmp_path / "spool", archive.target, bundle) as node:
+        _, hard = before = resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (1000, hard))
+        assert send(node.port, [film()]) == [0xA700]
+        assert not list((tmp_path / "spool" / "incoming").iterdir())
+        resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, before)
+        assert send(node.port, [film()]) == [0x0000]
+        until(lambda: node.count("sent"), "results")
+        assert node.stop() == 0
+        assert node.said[-1] == "stopped"
+    assert archive.modalities == MODALITIES
