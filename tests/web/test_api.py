@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import cv2
 import numpy as np
 import pydicom
@@ -274,6 +275,28 @@ def test_an_upload_is_cut_off_at_the_limit(analyzer: Analyzer, film: bytes) -> N
         assert send(client, film).status_code == 200
         assert f"{limits.upload_bytes:,}" in refused(send(client, film + b" " * 11), 413, "too-large")
         refused(send(client, film + b" " * 2**20), 413, "too-large")
+
+
+def test_an_upload_has_to_arrive_in_time(analyzer: Analyzer) -> None:
+    app = create_app(analyzer, limits=Limits(upload_seconds=0.05))
+    told: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await anyio.sleep(60)
+        raise AssertionError("nobody stopped waiting")
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": FILM, "root_path": ""}
+    scope |= {"raw_path": FILM.encode(), "query_string": b"", "headers": headers, "client": ("127.0.0.1", 1)}
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.portal is not None
+        client.portal.call(app, scope, receive, send)
+        assert told[0]["status"] == 408
+        assert json.loads(told[1]["body"])["error"]["code"] == "slow-upload"
+        assert client.get("/healthz").json()["waiting"] == 0, "its place is free again"
 
 
 def test_a_film_is_gone_when_it_is_deleted(client: TestClient, film: bytes) -> None:
