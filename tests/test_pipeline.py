@@ -96,3 +96,10 @@ def test_one_analyzer_serves_several_threads(analyzer: Analyzer) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(facts, films)) == alone
     assert len({str(document) for document in alone}) == len(films)
+
+
+def test_progress_tells_each_stage_as_it_begins(analyzer: Analyzer, tmp_path: Path) -> None:
+    told: list[str] = []
+    report = analyzer.analyze(save(tmp_path / "film.png", draw()), progress=told.append)
+    assert told == ["read", "quality", "segmentation", "classification", "localization", "severity"]
+    assert list(report.run.timings_ms) == told

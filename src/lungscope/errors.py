@@ -93,6 +93,64 @@ class RefusedError(DeliveryError):
     code = "refused"
 
 
+class RequestError(UsageError):
+    """A request to the web API that is refused before a film is looked at."""
+
+    code = "request"
+
+
+class ForbiddenError(RequestError):
+    """A request that another site's page made the browser send."""
+
+    code = "forbidden"
+
+
+class NotFoundError(RequestError):
+    """An address that there is not, or an analysis that is not kept any longer."""
+
+    code = "not-found"
+
+
+class SlowUploadError(RequestError):
+    """An upload that did not arrive in the time allowed."""
+
+    code = "slow-upload"
+
+
+class NotReadyError(RequestError):
+    """A part of an analysis that is still running."""
+
+    code = "not-ready"
+
+
+class TooLargeError(RequestError):
+    """An upload with more bytes than are taken."""
+
+    code = "too-large"
+
+
+class MediaTypeError(RequestError):
+    """A body, or an uploaded file, that says it is of another kind than is taken."""
+
+    code = "media-type"
+
+
+class MisdirectedError(RequestError):
+    """A request for a host name that this server does not answer to."""
+
+    code = "misdirected"
+
+
+class BusyError(RequestError):
+    """More requests than are taken at once or in a minute. retry_after: seconds to wait before the next."""
+
+    code = "busy"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 #: Exit status of the command line for each kind of error. 0: all done; 1: some inputs failed.
 EXIT_STATUS: dict[type[LungscopeError], int] = {
     InputError: 1,
@@ -108,6 +166,15 @@ EXIT_STATUS: dict[type[LungscopeError], int] = {
 HTTP_STATUS: dict[type[LungscopeError], int] = {
     InputError: 422,
     UsageError: 400,
+    ForbiddenError: 403,
+    NotFoundError: 404,
+    SlowUploadError: 408,
+    NotReadyError: 409,
+    TooLargeError: 413,
+    MediaTypeError: 415,
+    MisdirectedError: 421,
+    BusyError: 429,
+    MissingExtraError: 501,
     BundleError: 503,
     LungscopeError: 500,
 }

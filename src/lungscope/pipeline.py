@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,9 +65,13 @@ class Analyzer:
         """The arithmetic asked for."""
         return self._runtime.precision
 
-    def analyze(self, film: Radiograph | Path | str) -> Report:
-        """Analyse one film, given as a path or already read. Raises InputError for one that can not be used."""
-        clock = _Clock()
+    def analyze(self, film: Radiograph | Path | str, *, progress: Callable[[str], None] | None = None) -> Report:
+        """Analyse one film, given as a path or already read. Raises InputError for one that can not be used.
+
+        progress: called with each stage's name as it begins: "read" (for a path), "quality", "segmentation",
+        "classification", "localization", "severity".
+        """
+        clock = _Clock(progress)
         if not isinstance(film, Radiograph):
             with clock.stage("read"):
                 film = read(Path(film))
@@ -121,11 +125,14 @@ def failure(item: Radiograph | Path | str, error: Exception) -> Failure:
 
 
 class _Clock:
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[str], None] | None) -> None:
         self.milliseconds: dict[str, float] = {}
+        self._progress = progress
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(name)
         start = perf_counter()
         yield
         self.milliseconds[name] = round(1000 * (perf_counter() - start), 2)

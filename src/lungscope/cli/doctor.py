@@ -43,6 +43,7 @@ EXTRAS = {
     "dicom-out": "highdicom",
     "pacs": "pynetdicom",
     "table": "pyarrow",
+    "web": "fastapi",
     "dev": "pytest",
 }
 REPEATS = 5

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry("lungscope.cli.evaluate", "Measure a bundle against drawn lungs and known classes."),
     "benchmark": Entry("lungscope.cli.benchmark", "Compare networks under one budget, and render the paper's tables."),
     "export": Entry("lungscope.cli.export", "Turn checkpoints into a weights bundle.", extra="train"),
+    "serve": Entry("lungscope.cli.serve", "Serve the web page and the API.", extra="web"),
     "models": Entry("lungscope.cli.models", "List, show and verify weights bundles."),
     "pacs": Entry("lungscope.cli.pacs", "Answer a PACS: films in by C-STORE, results out.", extra="pacs"),
     "doctor": Entry("lungscope.cli.doctor", "Say what is installed here, and whether it works."),

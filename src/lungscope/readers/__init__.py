@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph, Source
-from lungscope.readers.common import MAX_BYTES
+from lungscope.readers.common import MAX_BYTES, MAX_PIXELS
 
 __all__ = ["decode", "find", "read"]
 
@@ -45,19 +45,22 @@ def read(path: str | os.PathLike[str]) -> Radiograph:
     return decode(data, str(path), path=path)
 
 
-def decode(data: bytes, name: str, *, path: Path | None = None) -> Radiograph:
-    """Read one film from the bytes of its file. `name` is what errors call it. Raises as `read` does."""
+def decode(data: bytes, name: str, *, path: Path | None = None, max_pixels: int = MAX_PIXELS) -> Radiograph:
+    """Read one film from the bytes of its file. `name` is what errors call it. Raises as `read` does.
+
+    path: what the film's source says. max_pixels: a header that promises more is refused before anything is decoded.
+    """
     # Imported here, so that a folder of PNGs never waits for pydicom, nor a DICOM node for Pillow.
     if not data:
         raise UnreadableFileError(f"{name}: is empty (0 bytes). Export or copy the film again.")
     if _is_dicom(data):
         from lungscope.readers import dicom
 
-        film = dicom.decode(data, name)
+        film = dicom.decode(data, name, max_pixels)
     else:
         from lungscope.readers import raster
 
-        film = raster.decode(data, name)
+        film = raster.decode(data, name, max_pixels)
     source = Source(path, hashlib.sha256(data).hexdigest(), film.format, film.tags)
     return Radiograph(film.pixels, source, film.spacing_mm, film.spacing_origin)
 

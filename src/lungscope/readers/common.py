@@ -29,10 +29,10 @@ class Decoded:
     spacing_origin: str | None = None
 
 
-def check_size(width: int, height: int, name: str) -> None:
-    """Raise UnsupportedImageError if the header promises more than MAX_PIXELS."""
-    if width * height > MAX_PIXELS:
+def check_size(width: int, height: int, name: str, limit: int = MAX_PIXELS) -> None:
+    """Raise UnsupportedImageError if the header promises more than `limit` pixels."""
+    if width * height > limit:
         raise UnsupportedImageError(
-            f"{name}: its header promises {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded. "
+            f"{name}: its header promises {width} x {height} pixels; at most {limit:,} are decoded. "
             "Give a chest film at its detector's resolution."
         )

@@ -36,7 +36,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
 from lungscope.readers import lossless
-from lungscope.readers.common import MAX_BYTES, Decoded, check_size
+from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, Decoded, check_size
 
 #: Kinds of device that make films: computed and digital radiography, digitised film, and secondary captures of them.
 MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT")
@@ -117,14 +117,14 @@ _NATIVE = ("", "pydicom")
 Values = NDArray[np.float64]
 
 
-def decode(data: bytes, name: str) -> Decoded:
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode the bytes of a DICOM file; `name` is what errors call it.
 
     Raises UnreadableFileError (broken, cut short) or UnsupportedImageError (another modality, colour, several frames,
     a compression that is not read, more than 16 bits, too large).
     """
     try:
-        return _decode(data, name)
+        return _decode(data, name, max_pixels)
     except InputError:
         raise
     except InvalidDicomError as error:
@@ -135,7 +135,7 @@ def decode(data: bytes, name: str) -> Decoded:
         ) from error
 
 
-def _decode(data: bytes, name: str) -> Decoded:
+def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
     _check_deflated(data, name)
     ds = dcmread(BytesIO(data), force=True)
     _check_kind(ds, name)
@@ -144,7 +144,7 @@ def _decode(data: bytes, name: str) -> Decoded:
     missing = [keyword for keyword in _NEEDED if ds.get(keyword) is None]
     if missing:
         raise UnreadableFileError(f"{name}: its DICOM header lacks {', '.join(missing)}. Export the film again.")
-    _check_pixels(ds, name)
+    _check_pixels(ds, name, max_pixels)
     table, how = grey_scale(ds)
     pixels = table[_codes(ds, name)]
     spacing, origin = _spacing(ds)
@@ -219,8 +219,8 @@ def _check_kind(ds: Dataset, name: str) -> None:
     )
 
 
-def _check_pixels(ds: Dataset, name: str) -> None:
-    check_size(int(ds.Columns), int(ds.Rows), name)
+def _check_pixels(ds: Dataset, name: str, max_pixels: int) -> None:
+    check_size(int(ds.Columns), int(ds.Rows), name, max_pixels)
     photometric, samples = str(ds.PhotometricInterpretation), int(ds.get("SamplesPerPixel", 1))
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnsupportedImageError(

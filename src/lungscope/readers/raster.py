@@ -36,19 +36,19 @@ _PHOTOMETRIC = 262
 Samples = NDArray[np.integer[Any] | np.floating[Any]]
 
 
-def decode(data: bytes, name: str) -> Decoded:
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode the bytes of a raster file; `name` is what errors call it.
 
     Raises UnreadableFileError (no such image, or a broken one) or UnsupportedImageError (colour, several pages, 1 or
     32 bits, floats beyond 0..1, too large).
     """
     try:
-        return _decode(data, name)
+        return _decode(data, name, max_pixels)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnsupportedImageError(
-            f"{name}: its header promises more than the {MAX_PIXELS:,} pixels that are decoded at most. "
+            f"{name}: its header promises more than the {max_pixels:,} pixels that are decoded at most. "
             "Give a chest film at its detector's resolution."
         ) from error
     except UnidentifiedImageError as error:
@@ -62,9 +62,9 @@ def decode(data: bytes, name: str) -> Decoded:
         ) from error
 
 
-def _decode(data: bytes, name: str) -> Decoded:
+def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
     with Image.open(BytesIO(data), formats=FORMATS) as image:
-        check_size(*image.size, name)
+        check_size(*image.size, name, max_pixels)
         frames = getattr(image, "n_frames", 1)
         if frames != 1:
             raise UnsupportedImageError(f"{name}: holds {frames} pages or frames. Give one film per file.")

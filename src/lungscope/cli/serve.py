@@ -1,0 +1,145 @@
+"""`lungscope serve`: the web page and its API."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import json
+import platform
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+
+from lungscope.bundle import locate
+from lungscope.cli.analyze import demo_film
+from lungscope.errors import MissingExtraError, UsageError
+from lungscope.pipeline import Analyzer
+from lungscope.report import DISCLAIMER
+from lungscope.web.app import create_app
+from lungscope.web.limits import Limits
+
+#: Seconds that open requests have to end when the server is stopped.
+GRACE = 3
+
+#: mallopt(3): blocks from this size on are mapped; setting it stops glibc from raising it.
+_M_MMAP_THRESHOLD = -3
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
+    model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    keep: Annotated[Path | None, typer.Option(help="Folder to write every result to; without it none is kept.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Films analysed at once.")] = 2,
+    queue: Annotated[int, typer.Option(min=1, help="Films that may arrive or wait at once.")] = Limits.waiting,
+    rate: Annotated[
+        int, typer.Option(min=0, help="Films a minute of one client; 0 for any number.")
+    ] = Limits.per_minute,
+    max_upload: Annotated[int, typer.Option(min=1, help="Megabytes (2^20) of one film's file.")] = 64,
+    max_pixels: Annotated[float, typer.Option(min=0.1, help="Millions of pixels of one film.")] = 40,
+    ttl: Annotated[float, typer.Option(min=0.1, help="Minutes that a result stays after it was last asked for.")] = 30,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host name that the server is reached by; may be repeated.")
+    ] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option(help="Believe a proxy on this machine who the client is (X-Forwarded-For).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
+) -> None:
+    """Serve the web page and the API.
+
+    Nothing leaves this machine, and results go when the visit ends, unless --keep names a folder. Stop it with Ctrl-C.
+    Exit status: 0 stopped, 2 usage, 3 nothing could run.
+
+    Research software, not a medical device. Not for diagnosis.
+    """
+    _give_memory_back()
+    analyzer = Analyzer(locate(model), device=device)
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--keep {keep} can not be a folder: {error.strerror}. Name one that can be written."
+            ) from error
+    try:
+        demo = demo_film()
+    except MissingExtraError:
+        demo = None
+    limits = Limits(
+        upload_bytes=max_upload * 2**20,
+        pixels=round(max_pixels * 1e6),
+        waiting=queue,
+        per_minute=rate,
+        kept_seconds=60 * ttl,
+    )
+    application = create_app(analyzer, limits=limits, hosts=allow_host or (), workers=workers, keep=keep, demo=demo)
+    with _listen(host, port) as listener:
+        url = _url(listener)
+        if as_json:
+            typer.echo(json.dumps({"url": url}))
+        else:
+            _greet(url, host)
+        config = uvicorn.Config(
+            application,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=behind_proxy,
+            timeout_graceful_shutdown=GRACE,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _give_memory_back() -> None:
+    """Let glibc take every array from the system and give it back when it is freed.
+
+    By itself it keeps freed blocks of up to 32 MB in a heap for each thread: after a flood of films that is a gigabyte.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"Can not listen on {host}, port {port}: {error.strerror or error}. Name another with --host or --port."
+        ) from error
+    # Inherited by what is accepted: else an answer's body waits for the acknowledgement of its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _greet(url: str, host: str) -> None:
+    console = Console()
+    console.print(f"lungscope at {url}  (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+    if not _is_loopback(host):
+        console.print(
+            f"[yellow]Whoever reaches {host} can use it: there is no password and no encryption here. docs/web.md says "
+            "how to run it behind a proxy that has both.[/yellow]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"[dim]{DISCLAIMER}[/dim]")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""The web page and its API; the only room with FastAPI. Needs the extra `[web]`."""

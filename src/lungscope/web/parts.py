@@ -1,0 +1,234 @@
+"""The parts of a result, each made when it is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lungscope.errors import LungscopeError, NotFoundError
+from lungscope.radiograph import Pixels
+from lungscope.report import Report
+from lungscope.stages.localization import Saliency
+from lungscope.stages.segmentation import Mask
+from lungscope.stages.severity import ZONES, contradicts
+from lungscope.web.jobs import Job
+from lungscope.writers import dicom
+from lungscope.writers.atomic import whole_file
+from lungscope.writers.folder import encode_mask, folder_names
+from lungscope.writers.html import page
+from lungscope.writers.json import dumps
+from lungscope.writers.overlay import EVIDENCE_SCALE, heat_colour, png, render
+
+#: Longer side of film.png at most, and of saliency.png: a map of the classifier's few cells has no finer detail.
+FILM_SIDE, HEAT_SIDE = 2048, 512
+#: How far an outline in layers.json may be from the mask's, as a share of the film's longer side.
+OUTLINE_TOLERANCE = 0.0005
+
+#: zlib's fastest level: a film is encoded to be sent once.
+_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+
+#: Why a DICOM object is not there.
+ABSENT = {"film": "the film is DICOM already.", "saliency": "there is no evidence to be shown."}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """media: its media type. about: what it holds. make: makes it of a finished job. save: whether it is offered as a
+    file to save, and never shown inside lungscope's own origin."""
+
+    media: str
+    about: str
+    make: Callable[[Job, Report], bytes]
+    save: bool = False
+
+
+def film_png(report: Report) -> bytes:
+    """The film as an 8-bit grey PNG on its own grid, or shrunk to a longer side of `FILM_SIDE`."""
+    return _png(cv2.convertScaleAbs(_shrunk(report.film.pixels, FILM_SIDE), alpha=255))
+
+
+def saliency_png(saliency: Saliency) -> bytes:
+    """The evidence in `writers.overlay`'s colours as an RGBA PNG, longer side at most `HEAT_SIDE`; clear where none."""
+    colour, opacity = heat_colour(_shrunk(saliency.map, HEAT_SIDE))
+    rgba = np.dstack([colour, 255 * opacity]).round().astype(np.uint8)
+    return _png(cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA))
+
+
+def layers(report: Report) -> dict[str, Any]:
+    """What is drawn over a film, as outlines: lists of rings of [x, y] in source pixels, (0, 0) the film's corner.
+
+    zones have the score 0..3, the share involved in percent, and the place where a label fits best. contradicts:
+    whether they say another thing than the class.
+    """
+    height, width = report.film.shape
+    tolerance = OUTLINE_TOLERANCE * max(height, width)
+    sides = {"right": report.lungs.right, "left": report.lungs.left}
+    known = {} if report.severity is None else report.severity.zones
+    zones = []
+    for side, letters in ZONES.items():
+        for letter in letters:
+            zone = known.get(letter)
+            if zone is None:
+                continue
+            start, stop = zone.rows
+            part = sides[side][start:stop]
+            zones.append(
+                {
+                    "letter": letter,
+                    "side": side,
+                    "score": zone.score,
+                    "extent_percent": 100 * zone.extent,
+                    "outline": rings(part, row=start, tolerance=tolerance),
+                    "label": _roomiest(part, start),
+                }
+            )
+    saliency = report.saliency
+    peak = None if saliency is None or saliency.peak is None else [saliency.peak[1] + 0.5, saliency.peak[0] + 0.5]
+    return {
+        "width": width,
+        "height": height,
+        "lungs": {side: rings(mask, row=0, tolerance=tolerance) for side, mask in sides.items()},
+        "zones": zones,
+        "contradicts": report.classification is not None
+        and contradicts(report.classification.label, [zone.score for zone in known.values() if zone is not None]),
+        "peak": peak,
+        "evidence_scale": EVIDENCE_SCALE,
+    }
+
+
+def rings(mask: Mask, *, row: int, tolerance: float) -> list[list[list[float]]]:
+    """Outlines of a mask bool [H, W] whose first row is `row` of the film, through the centres of its edge pixels."""
+    contours, _ = cv2.findContours(_bytes(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    simple = (cv2.approxPolyDP(contour, tolerance, True)[:, 0] for contour in contours)
+    return [(ring + np.array([0.5, row + 0.5])).tolist() for ring in simple if len(ring) > 2]
+
+
+def _roomiest(mask: Mask, row: int) -> list[float]:
+    """[x, y] of the pixel that is farthest from the mask's edge."""
+    padded = np.pad(_bytes(mask), 1)
+    _, _, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(padded, cv2.DIST_L2, 3))
+    return [x - 0.5, y + row - 0.5]
+
+
+def _bytes(mask: Mask) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(mask).view(np.uint8)
+
+
+def _shrunk(grid: Pixels, side: int) -> Pixels:
+    height, width = grid.shape
+    if max(height, width) <= side:
+        return grid
+    factor = side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(grid, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _png(picture: NDArray[Any]) -> bytes:
+    ok, data = cv2.imencode(".png", picture, _FAST)
+    if not ok:
+        raise RuntimeError("OpenCV could not encode a PNG")
+    return bytes(data)
+
+
+def _saliency(job: Job, report: Report) -> Saliency:
+    if report.saliency is None:
+        raise NotFoundError(f"{job.name} has no evidence map: this bundle only finds lungs.")
+    return report.saliency
+
+
+def _npy(job: Job, report: Report) -> bytes:
+    file = BytesIO()
+    np.save(file, _saliency(job, report).map, allow_pickle=False)
+    return file.getvalue()
+
+
+def _html(job: Job, report: Report) -> bytes:
+    return page(report).encode("utf-8", "replace")
+
+
+def _dicom(kind: str) -> Callable[[Job, Report], bytes]:
+    def make(job: Job, report: Report) -> bytes:
+        film = None
+        if report.source.format == "DICOM":
+            try:
+                film = job.upload.read_bytes()
+            except FileNotFoundError:
+                raise NotFoundError(f"{job.name} was removed.") from None
+        made = dicom.objects(report, new_study=film is None, film=film)
+        if kind not in made:
+            raise NotFoundError(f"{job.name} has no DICOM object {kind!r}: {ABSENT[kind]}")
+        return dicom.encode(made[kind])
+
+    return make
+
+
+def write_all(job: Job, report: Report, root: Path) -> None:
+    """Write every part that there is into a folder of its own in `root`."""
+    folder = root / f"{folder_names([Path(job.name)])[0]}-{job.key[:8]}"
+    folder.mkdir(parents=True)
+    for name, part in PARTS.items():
+        try:
+            data = part.make(job, report)
+        except LungscopeError as error:
+            _log.info("%s was not written: %s", name, error)
+            continue
+        with whole_file(folder / name) as file:
+            file.write(data)
+
+
+_DICOM = "application/dicom"
+
+PARTS: dict[str, Part] = {
+    "report.json": Part(
+        "application/json",
+        "Every number: the content of `Report.to_json`.",
+        lambda job, report: dumps(job.document).encode("ascii"),
+    ),
+    "film.png": Part(
+        "image/png",
+        f"The film, 8 bits, its own grid or a longer side of {FILM_SIDE}.",
+        lambda job, report: film_png(report),
+    ),
+    "lungs.png": Part(
+        "image/png",
+        "The lungs, 0 or 255, the film's grid.",
+        lambda job, report: encode_mask(report.lungs.mask),
+    ),
+    "overlay.png": Part(
+        "image/png",
+        "The film with lungs, evidence and zones drawn in, and their scale.",
+        lambda job, report: png(render(report)),
+    ),
+    "saliency.png": Part(
+        "image/png",
+        "The evidence as a heat map, clear where there is none, to lay over the film.",
+        lambda job, report: saliency_png(_saliency(job, report)),
+    ),
+    "saliency.npy": Part(
+        "application/octet-stream",
+        "The evidence in logit units, f32, the film's grid, NumPy's format.",
+        _npy,
+        save=True,
+    ),
+    "layers.json": Part(
+        "application/json",
+        "Outlines of lungs and zones in the film's pixels, to draw over it.",
+        lambda job, report: dumps(layers(report), indent=None).encode("ascii"),
+    ),
+    "report.html": Part("text/html; charset=utf-8", "The report as one self-contained page.", _html, save=True),
+    "film.dcm": Part(_DICOM, "A film that came as a picture, as DICOM Secondary Capture.", _dicom("film"), save=True),
+    "lungs.dcm": Part(_DICOM, "The lungs as DICOM SEG.", _dicom("lungs"), save=True),
+    "saliency.dcm": Part(_DICOM, "The evidence as fractional DICOM SEG.", _dicom("saliency"), save=True),
+    "overlay.dcm": Part(_DICOM, "overlay.png as DICOM Secondary Capture.", _dicom("overlay"), save=True),
+    "report.dcm": Part(_DICOM, "Every number as DICOM Comprehensive SR (TID 1500).", _dicom("report"), save=True),
+}
