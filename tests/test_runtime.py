@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bundles import BIAS, CELLS, OFFSET, SIZE, SLOPE, write_classifier
+from bundles import BIAS, CELLS, OFFSET, SIZE, SLOPE, write_classifier, write_segmenter
 from lungscope.errors import BundleError, UsageError
 from lungscope.runtime import Runtime, devices
+from programs import environment
 
 
 @pytest.fixture
@@ -89,3 +92,27 @@ def test_devices_and_precisions_are_checked() -> None:
     with pytest.raises(UsageError, match=r"Precision 'f23'.*Did you mean 'f32'"):
         Runtime("cpu", "f23")
     assert Runtime("CPU").device == "CPU"
+
+
+def test_the_first_calls_of_a_process_may_come_from_several_threads_at_once(tmp_path: Path) -> None:
+    """A process that hangs is killed. Without a guard about two of five do."""
+    write_segmenter(tmp_path / "segmenter.onnx")
+    code = f"""
+import sys, threading
+from pathlib import Path
+import numpy as np
+from lungscope.runtime import Runtime
+sys.setswitchinterval(1e-6)
+network = Runtime("cpu").compile(Path({str(tmp_path / "segmenter.onnx")!r}), batch=1)
+barrier = threading.Barrier(8)
+def call():
+    barrier.wait()
+    network({{"image": np.zeros((1, 1, {SIZE}, {SIZE}), np.float32)}})
+threads = [threading.Thread(target=call) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", code], env=environment(), timeout=60, check=True)

@@ -95,6 +95,11 @@ class Runtime:
 class _Compiled:
     """One infer request a thread: OpenVINO's requests are not to be shared."""
 
+    #: The first call of a process goes alone: OpenVINO's bindings set up C++ statics in it and let go of the GIL while
+    #: they do; a second thread that comes in between then holds the GIL and waits for the statics, for ever.
+    _first = threading.Lock()
+    _called = False
+
     def __init__(self, model: openvino.CompiledModel) -> None:
         self._model = model
         self._local = threading.local()
@@ -103,8 +108,17 @@ class _Compiled:
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._model.create_infer_request()
-        results = request.infer(dict(inputs), share_inputs=True)
-        return {port.get_any_name(): np.asarray(value, np.float32) for port, value in results.items()}
+        if _Compiled._called:
+            return _infer(request, inputs)
+        with _Compiled._first:
+            answer = _infer(request, inputs)
+            _Compiled._called = True
+        return answer
+
+
+def _infer(request: openvino.InferRequest, inputs: Mapping[str, NDArray[np.float32]]) -> Arrays:
+    results = request.infer(dict(inputs), share_inputs=True)
+    return {port.get_any_name(): np.asarray(value, np.float32) for port, value in results.items()}
 
 
 @dataclass(frozen=True)
