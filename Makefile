@@ -6,7 +6,7 @@ TEST := .venv
 
 demo: $(DEMO)/.ready ## analyse a real chest radiograph with the embedded weights
 	$(DEMO)/bin/lungscope analyze --demo --out out/demo --write json,png,html
-	@echo "Open out/demo/RG1_UNCR/report.html"
+	@echo "Open out/demo/index.html"
 
 test: $(TEST)/.ready ## run all tests
 	./.ci/packages
