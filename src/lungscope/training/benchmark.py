@@ -165,7 +165,7 @@ class Bench:
             "parameters": size,
             "training": _training(trained, folder / "run"),
             **scores,
-            **self._facts(bundle),
+            **self._facts(bundle, cell, data),
         }
 
     def _ensemble(self, cell: Cell) -> dict[str, Any]:
@@ -199,12 +199,15 @@ class Bench:
             "parameters": sum(row["parameters"] for row in rows),
             "training": training,
             **_score_segmenter(bundle, data),
-            **self._facts(bundle),
+            **self._facts(bundle, cell, data),
         }
 
-    def _facts(self, bundle: Bundle) -> dict[str, Any]:
-        measured = facts(Analyzer(bundle), list(self.split_files))
-        return {key: measured[key] for key in ("created", "weights", "split", "commit", "versions", "hardware")}
+    def _facts(self, bundle: Bundle, cell: Cell, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
+        """How fast the cell's stage is, and what all of it was measured with."""
+        analyzer = Analyzer(bundle)
+        measured = facts(analyzer, list(self.split_files))
+        keys = ("created", "weights", "split", "commit", "versions", "hardware")
+        return {"latency_ms": _latency(analyzer, data, cell.kind), **{key: measured[key] for key in keys}}
 
 
 def _training(trained: Trained, run: Path) -> dict[str, Any]:
@@ -224,7 +227,7 @@ def _training(trained: Trained, run: Path) -> dict[str, Any]:
 def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
     analyzer = Analyzer(bundle, streams=os.cpu_count())
     stores = [scoring.score_segmenter(analyzer, store, split, "test") for store, split in data]
-    return {"stores": _rounded(stores), "latency_ms": _latency(bundle, data, "segmentation")}
+    return {"stores": _rounded(stores)}
 
 
 def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
@@ -241,7 +244,6 @@ def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> di
     return {
         "val": {name: plain["val"][name] for name in ("films", "accuracy", "macro_f1", "log_loss", "ece")},
         "test": _rounded(scores),
-        "latency_ms": _latency(bundle, data, "classification"),
     }
 
 
@@ -256,9 +258,8 @@ def _joined(parts: Sequence[scoring.Predictions]) -> scoring.Predictions:
     )
 
 
-def _latency(bundle: Bundle, data: Sequence[tuple[Store, Split]], stage: str) -> dict[str, Any]:
+def _latency(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], stage: str) -> dict[str, Any]:
     """Milliseconds of a stage for one film after the other, on as many threads as the runtime takes."""
-    analyzer = Analyzer(bundle)
     store, split = data[0]
     films = [read(store.path_of(store.records[i])) for i in split.select(store, "test")[:TIMED_FILMS]]
     times = [
