@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,9 +52,7 @@ class Runtime:
     """
 
     def __init__(self, device: str = "auto", precision: str = "f32", *, streams: int | None = None) -> None:
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = _openvino().Core()
         found = [name.lower() for name in self._core.available_devices]
         wanted = look_up(device.lower(), ["auto", *found], what="Device")
         if wanted == "auto":
@@ -71,6 +72,9 @@ class Runtime:
         cache_key: keep the compiled form in the user's cache under this key (the file's SHA-256); None keeps nothing.
         Raises BundleError for a file that is not such a graph.
         """
+        cached = None if cache_key is None else self._cached(cache_key, batch)
+        if cached is not None and (network := self._load(cached)) is not None:
+            return network
         try:
             model = self._core.read_model(path)
             inputs = {port.get_any_name(): port for port in model.inputs}
@@ -84,18 +88,42 @@ class Runtime:
                 shape = inputs["image"].get_partial_shape()
                 shape[0] = batch
                 model.reshape({"image": shape})
-            cache = None if cache_key is None else _cache_folder(cache_key)
-            config = self._config if cache is None else {**self._config, "CACHE_DIR": str(cache)}
-            return _Compiled(self._core.compile_model(model, self.device, config))
+            compiled = self._core.compile_model(model, self.device, self._config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"OpenVINO can not compile {path} for {self.device}: {reason}") from error
+        if cached is not None:
+            _keep(compiled, cached)
+        return _Compiled(compiled)
+
+    def _cached(self, key: str, batch: int | None) -> Path | None:
+        """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.
+
+        OpenVINO's own cache (CACHE_DIR) has to parse the ONNX file first, to know its key.
+        """
+        folder = _cache_folder(key)
+        processor = str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
+        facts = json.dumps([version(), self.device, processor, self._config, batch], sort_keys=True)
+        return None if folder is None else folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.blob"
+
+    def _load(self, path: Path) -> Network | None:
+        """The compiled graph in a file; None where there is none, or none that this OpenVINO takes."""
+        try:
+            data = np.memmap(path, np.uint8, "c")
+            tensor = _openvino().Tensor(data, shared_memory=True)
+            return _Compiled(self._core.import_model(tensor, self.device, self._config), data)
+        except (OSError, RuntimeError, TypeError, ValueError):
+            return None
 
 
 class _Compiled:
-    """One infer request a thread: OpenVINO's requests are not to be shared."""
+    """One infer request a thread: OpenVINO's requests are not to be shared.
 
-    def __init__(self, model: openvino.CompiledModel) -> None:
+    data: the memory that the model's weights lie in, where OpenVINO does not own it.
+    """
+
+    def __init__(self, model: openvino.CompiledModel, data: NDArray[np.uint8] | None = None) -> None:
+        self._data = data
         self._model = model
         self._local = threading.local()
 
@@ -118,9 +146,7 @@ class Device:
 
 def devices() -> list[Device]:
     """What OpenVINO can compute on here."""
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino().Core()
     return [
         Device(
             name.lower(),
@@ -133,9 +159,41 @@ def devices() -> list[Device]:
 
 def version() -> str:
     """OpenVINO's version."""
-    import openvino
+    return str(_openvino().__version__)
 
-    return str(openvino.__version__)
+
+def _openvino() -> Any:
+    """The module openvino, imported without its model converter: that is the larger part of the import's time, is not
+    needed here, and loads a telemetry client. Others in this process get the converter when they call it."""
+    converter = "openvino.tools.ovc"
+    if "openvino" in sys.modules or converter in sys.modules:
+        import openvino
+
+        return openvino
+    sys.modules[converter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules[converter]
+
+    def convert_model(*arguments: Any, **options: Any) -> Any:
+        from openvino.tools.ovc import convert_model
+
+        return convert_model(*arguments, **options)
+
+    openvino.convert_model = convert_model
+    return openvino
+
+
+def _keep(model: openvino.CompiledModel, path: Path) -> None:
+    """Put a compiled graph into the cache, whole or not at all; where that fails it is compiled again next time."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    with suppress(OSError, RuntimeError):
+        try:
+            part.write_bytes(model.export_model().getbuffer())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _cache_folder(key: str) -> Path | None:
