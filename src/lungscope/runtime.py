@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import threading
@@ -40,6 +41,10 @@ class Weights:
     network: str
     path: Path
     sha256: str
+
+
+#: Operations that a processor's peak is measured with.
+PROBES = ("matrix product", "convolution")
 
 
 class Runtime:
@@ -95,6 +100,48 @@ class Runtime:
         if cached is not None:
             _keep(compiled, cached)
         return _Compiled(compiled)
+
+    def operations(self, path: Path) -> int:
+        """Floating-point operations of the convolutions and matrix products of an ONNX file for one film; a multiply
+        and an add are two."""
+        model = self._core.read_model(path)
+        shape = model.inputs[0].get_partial_shape()
+        shape[0] = 1
+        model.reshape({"image": shape})
+        total = 0
+        for node in model.get_ordered_ops():
+            kind = node.get_type_name()
+            if kind not in ("Convolution", "GroupConvolution", "MatMul"):
+                continue
+            first, second = (list(node.input_value(port).get_shape()) for port in (0, 1))
+            if kind == "MatMul":
+                inner = first[-2 if node.get_attributes()["transpose_a"] else -1]
+            else:
+                inner = math.prod(second[2 if kind == "GroupConvolution" else 1 :])
+            total += 2 * inner * math.prod(node.output(0).get_shape())
+        return total
+
+    def probe(self, kind: str) -> tuple[Network, int, NDArray[np.float32]]:
+        """One large operation out of `PROBES`, compiled; how many floating-point operations that is; and an input."""
+        openvino = _openvino()
+        ops = openvino.opset13
+        draw = np.random.default_rng(0).standard_normal
+        if kind == "convolution":
+            channels, side, field = 256, 56, 3
+            image = draw((1, channels, side, side), dtype=np.float32)
+            weights = draw((channels, channels, field, field), dtype=np.float32)
+            port = ops.parameter(image.shape, np.float32, name="image")
+            node = ops.convolution(port, ops.constant(weights), [1, 1], [1, 1], [1, 1], [1, 1])
+            total = 2 * image.size * weights.size // channels
+        else:
+            side = 1536
+            image, weights = draw((side, side), dtype=np.float32), draw((side, side), dtype=np.float32)
+            port = ops.parameter(image.shape, np.float32, name="image")
+            node, total = ops.matmul(port, ops.constant(weights), False, False), 2 * side**3
+        port.output(0).get_tensor().set_names({"image"})
+        node.output(0).get_tensor().set_names({"result"})
+        model = openvino.Model([node], [port])
+        return _Compiled(self._core.compile_model(model, self.device, self._config)), total, image
 
     def _cached(self, key: str, batch: int | None) -> Path | None:
         """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.
