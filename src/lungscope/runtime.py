@@ -65,6 +65,9 @@ class Runtime:
         self.device = wanted.upper()
         self.precision = look_up(precision, PRECISIONS, what="Precision")
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}
+        if self.device == "CPU":
+            # Threads that are tied to cores wait there for whatever else runs on them.
+            self._config["ENABLE_CPU_PINNING"] = False
         if self.precision != "auto":
             self._config["INFERENCE_PRECISION_HINT"] = self.precision
 
