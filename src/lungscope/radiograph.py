@@ -129,6 +129,6 @@ class Geometry:
 
 def _resample(grid: Pixels, size: int) -> Pixels:
     if grid.shape == (size, size):
-        return grid
+        return np.array(grid, order="C")
     how = cv2.INTER_AREA if grid.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(grid, (size, size), interpolation=how), dtype=np.float32)

@@ -65,10 +65,10 @@ def analyze(
     Each film gets OUT/<stem>/ with report.json, lungs.png, saliency.npy, overlay.png and report.html; films that share
     a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
     OUT/run.json, and OUT/index.html with html, results.csv with csv, results.parquet with parquet; with no format but
-    the last two no film gets a folder. Ctrl-C ends a run after the films that it has begun; the same command with
-    --resume goes on. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm
-    (SC) and report.dcm (SR) in its own study. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could
-    run.
+    the last two no film gets a folder. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm
+    (SC) and report.dcm (SR) in its own study. Ctrl-C or SIGTERM ends a run after the films that it has begun; the same
+    command with --resume goes on. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run, 130 or
+    143 ended by Ctrl-C or SIGTERM.
 
     Research software, not a medical device. Not for diagnosis.
     """

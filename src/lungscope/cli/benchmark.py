@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -111,38 +112,29 @@ def runtime(
     weights, and ONNX Runtime where it is installed. Let nothing else run meanwhile.
     """
     bundle = Bundle.load(locate(model))
-    eager, graphs = {}, {}
-    if not alone:
-        try:
-            from lungscope.training import rivals
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("lungscope"):
-                raise
-            raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train") from error
-        eager, graphs = {"eager PyTorch": rivals.Eager(bundle).analyze}, rivals.graphs(bundle)
+    starts = max(3, repeats // 5)
     result: dict[str, Any] = {"commit": commit(), "machine": speed.machine()}
     with TemporaryDirectory() as folder:
         measured = {path.name: path for path in film or []} or speed.demo_films(demo_film(), Path(folder))
-        first, *_, last = [*measured.values()] * 2
+        paths = list(measured.values())
+        # Batches come before PyTorch is in this process, and counts as its memory.
+        many = Analyzer(bundle, device=device, streams=cores())
+        result["batches"] = {
+            f"{path.name}, {', '.join(formats)}": speed.batch(many, path, films, formats)
+            for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
+        }
+        del many
+        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts)}
+        eager, graphs = {}, {}
+        if not alone:
+            rivals = _rivals()
+            eager, graphs = {"eager PyTorch": rivals.Eager(bundle).analyze}, rivals.graphs(bundle)
+            command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
+            result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
         analyzer = Analyzer(bundle, device=device)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
         result["networks"] = speed.networks(bundle, device, repeats, graphs)
         result["single_films"] = speed.single_films(analyzer, measured, repeats, eager)
-        many = Analyzer(bundle, device=device, streams=cores())
-        result["batches"] = {
-            f"{path.name}, {', '.join(formats)}": speed.batch(many, path, films, formats)
-            for path, formats in ((last, ("csv",)), (last, DEFAULT_FORMATS), (first, ("csv",)))
-        }
-        result["processes"] = {"lungscope analyze": speed.cold_starts(first, bundle, max(3, repeats // 5))}
-        if eager:
-            code = (
-                "import sys; from pathlib import Path; from lungscope.bundle import Bundle\n"
-                "from lungscope.training.rivals import Eager\n"
-                "Eager(Bundle.load(Path(sys.argv[1]))).analyze(Path(sys.argv[2]))"
-            )
-            result["processes"]["eager PyTorch"] = {
-                "second": speed.process(["-c", code, str(bundle.root), str(first)], max(3, repeats // 5), {})
-            }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "runtime.json", result)
     write_text(out / "latency.svg", speed.latency_plot(result))
@@ -152,6 +144,26 @@ def runtime(
     else:
         for line in speed.lines(result):
             print(line)
+
+
+#: A whole script around the eager pipeline.
+_EAGER = """
+import sys
+from pathlib import Path
+from lungscope.bundle import Bundle
+from lungscope.training.rivals import Eager
+Eager(Bundle.load(Path(sys.argv[1]))).analyze(Path(sys.argv[2]))
+"""
+
+
+def _rivals() -> ModuleType:
+    try:
+        from lungscope.training import rivals
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lungscope"):
+            raise
+        raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train") from error
+    return rivals
 
 
 def _run(
