@@ -4,9 +4,9 @@ fast a bundle is on this machine."""
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -111,6 +111,8 @@ def runtime(
     Beside lungscope, and interleaved with it, runs a pipeline of eager PyTorch and pytorch-grad-cam with the same
     weights, and ONNX Runtime where it is installed. Let nothing else run meanwhile.
     """
+    if not alone and not all(map(find_spec, ("torch", "timm", "segmentation_models_pytorch", "safetensors", "onnx"))):
+        raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train")
     bundle = Bundle.load(locate(model))
     starts = max(3, repeats // 5)
     result: dict[str, Any] = {"commit": commit(), "machine": speed.machine()}
@@ -127,7 +129,8 @@ def runtime(
         result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts)}
         eager, graphs = {}, {}
         if not alone:
-            rivals = _rivals()
+            from lungscope.training import rivals
+
             eager, graphs = {"eager PyTorch": rivals.Eager(bundle).analyze}, rivals.graphs(bundle)
             command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
             result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
@@ -154,16 +157,6 @@ from lungscope.bundle import Bundle
 from lungscope.training.rivals import Eager
 Eager(Bundle.load(Path(sys.argv[1]))).analyze(Path(sys.argv[2]))
 """
-
-
-def _rivals() -> ModuleType:
-    try:
-        from lungscope.training import rivals
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lungscope"):
-            raise
-        raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train") from error
-    return rivals
 
 
 def _run(
