@@ -51,6 +51,15 @@ def test_a_batch_has_its_rate_and_memory(analyzer: Analyzer, tmp_path: Path) -> 
         assert min(found["memory_mib"]) > 20
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
+def test_a_process_has_its_own_memory() -> None:
+    ballast = np.ones(2**26, np.uint8)
+    found = speed.process(["-S", "-c", "import time; time.sleep(0.2)"], 2, {})
+    assert found["starts"] == 2
+    assert 0.2 <= found["fastest_s"] <= found["median_s"] <= found["slowest_s"]
+    assert 2 < found["peak_mib"] < ballast.nbytes / 2**20, "not that of this process"
+
+
 def test_the_demo_film_is_the_same_at_every_size(tmp_path: Path) -> None:
     pytest.importorskip("data_store", reason="the extra 'demo' (pydicom-data) is not installed")
     from lungscope.cli.analyze import demo_film

@@ -6,6 +6,7 @@ the machine does falls on all alike.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -171,32 +172,37 @@ def resident_mib() -> float | None:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+#: Runs a command and prints its seconds and peak MiB. A process inherits the peak of the one that starts it (Linux,
+#: getrusage), so that a small one has to.
+_LAUNCH = """
+import json, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+seconds, peak = time.perf_counter() - start, None
+try:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+except ImportError:
+    pass
+print(json.dumps([seconds, peak]))
+sys.exit(status)
+"""
+
+
 def process(arguments: Sequence[str], repeats: int, environment: Mapping[str, str]) -> dict[str, Any]:
     """Wall time and peak memory of a whole Python process, `repeats` times."""
-    seconds, peaks = [], []
-    for _ in range(repeats):
-        start = perf_counter()
-        with subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, **environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        ) as child:
-            assert child.stderr is not None
-            message = child.stderr.read()
-            if hasattr(os, "wait4"):
-                _, status, usage = os.wait4(child.pid, 0)
-                child.returncode = os.waitstatus_to_exitcode(status)
-                peaks.append(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
-        seconds.append(perf_counter() - start)
-        if child.returncode:
-            raise subprocess.CalledProcessError(child.returncode, list(arguments), stderr=message)
+    command = [sys.executable, "-S", "-c", _LAUNCH, sys.executable, *arguments]
+    found = [
+        json.loads(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=True).stdout)
+        for _ in range(repeats)
+    ]
+    seconds = [measured for measured, _ in found]
     return {
         "starts": repeats,
         "median_s": float(np.median(seconds)),
         "fastest_s": min(seconds),
         "slowest_s": max(seconds),
-        "peak_mib": max(peaks, default=None),
+        "peak_mib": max((peak for _, peak in found if peak is not None), default=None),
     }
 
 
@@ -279,4 +285,5 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}"
     for name, starts in result["processes"].items():
         for which, start in starts.items():
-            yield f"{name}, {which} start: {start['median_s']:.2f} s"
+            memory = "" if start["peak_mib"] is None else f", at most {start['peak_mib']:.0f} MiB"
+            yield f"{name}, {which} start: {start['median_s']:.2f} s{memory}"
