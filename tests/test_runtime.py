@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ import pytest
 from bundles import BIAS, CELLS, OFFSET, SIZE, SLOPE, write_classifier, write_segmenter
 from lungscope.errors import BundleError, UsageError
 from lungscope.runtime import Runtime, devices
-from programs import environment
+from programs import environment, python
 
 
 @pytest.fixture
@@ -70,6 +73,45 @@ def test_other_weights_under_the_same_path_are_not_taken_from_the_cache(graph: P
     after = runtime.compile(graph, batch=1, cache_key="b" * 64)({"image": image})["logits"]
     np.testing.assert_array_equal(before, again)
     np.testing.assert_allclose(after - before, 5 - np.asarray([BIAS]), atol=1e-4)
+
+
+@pytest.mark.parametrize("streams", [None, 2])
+def test_a_second_start_needs_no_onnx_file(graph: Path, streams: int | None, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((1, 1, SIZE, SIZE), dtype=np.float32)
+    key = hashlib.sha256(str(tmp_path).encode()).hexdigest()
+    before = Runtime("cpu", streams=streams).compile(graph, batch=1, cache_key=key)({"image": image})
+    graph.unlink()
+    network = Runtime("cpu", streams=streams).compile(graph, batch=1, cache_key=key)
+    gc.collect()
+    after = network({"image": image})
+    assert before.keys() == after.keys() == {"logits", "cam"}
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+@pytest.mark.parametrize("rest", [b"", b"not what it was", None])
+def test_a_broken_cache_is_made_anew(graph: Path, tmp_path: Path, rest: bytes | None) -> None:
+    image = np.ones((1, 1, SIZE, SIZE), np.float32)
+    key = hashlib.sha256(str(tmp_path).encode()).hexdigest()
+    first = Runtime("cpu").compile(graph, batch=1, cache_key=key)({"image": image})["logits"]
+    (blob,) = (Path(os.environ["LUNGSCOPE_CACHE"]) / "openvino" / key[:16]).iterdir()
+    whole = blob.read_bytes()
+    blob.unlink()
+    blob.write_bytes(whole[: len(whole) // 2] if rest is None else rest)
+    again = Runtime("cpu").compile(graph, batch=1, cache_key=key)({"image": image})["logits"]
+    np.testing.assert_array_equal(again, first)
+    assert len(blob.read_bytes()) == len(whole)
+
+
+def test_the_converter_is_there_for_others() -> None:
+    done = python(
+        "import sys, lungscope.runtime; lungscope.runtime.version(); import openvino\n"
+        "assert 'openvino.tools.ovc' not in sys.modules and 'openvino_telemetry' not in sys.modules\n"
+        "try:\n    openvino.convert_model('/no/such/file.onnx')\n"
+        "except Exception as error:\n    assert 'file.onnx' in str(error), error\n"
+        "assert 'openvino.tools.ovc' in sys.modules\n"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_graph_with_other_names_is_refused(graph: Path) -> None:

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
+def cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> dict[str, Any]:
     """The processor's name, its cores that this process may use, and the vector extensions that matter here."""
     name, flags = platform.processor(), set[str]()
@@ -30,5 +35,4 @@ def processor() -> dict[str, Any]:
         "asimd",
         "bf16",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"name": name, "cores": cores, "features": [flag for flag in wanted if flag in flags]}
+    return {"name": name, "cores": cores(), "features": [flag for flag in wanted if flag in flags]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,11 +43,12 @@ class Analyzer:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
         self._runtime = runtime.Runtime(device, precision, streams=streams)
-        self._segmenter = Segmenter(
-            self.bundle.segmenter, [self._compile(member, "probability") for member in self.bundle.segmenter.members]
-        )
         spec = self.bundle.classifier
-        self._classifier = None if spec is None else Classifier(spec, self._compile(spec.weights, "logits", "cam"))
+        with ThreadPoolExecutor() as pool:
+            classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
+            members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
+            self._segmenter = Segmenter(self.bundle.segmenter, list(members))
+            self._classifier = None if spec is None or classifier is None else Classifier(spec, classifier.result())
         self.versions = {
             "lungscope": __version__,
             "openvino": runtime.version(),

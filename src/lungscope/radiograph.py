@@ -86,27 +86,49 @@ class Geometry:
         set."""
         if grid.shape != self.source_shape:
             raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
+        return self.from_inside(np.asarray(grid[self.inside], np.float32))
+
+    def from_inside(self, part: Pixels) -> Pixels:
+        """Resample the film's pixels at `inside` to f32 [size, size]."""
+        rows, columns = self.inside
+        if part.shape != (self.side, self.side):
+            top, left = rows.start - self.top, columns.start - self.left
+            below, right = self.side - top - part.shape[0], self.side - left - part.shape[1]
+            part = np.asarray(cv2.copyMakeBorder(part, top, below, left, right, cv2.BORDER_CONSTANT), np.float32)
+        return _resample(part, self.size)
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """The rows and columns of the film that lie in the window."""
         height, width = self.source_shape
-        r0, r1 = max(self.top, 0), min(self.top + self.side, height)
-        c0, c1 = max(self.left, 0), min(self.left + self.side, width)
-        window = np.zeros((self.side, self.side), np.float32)
-        window[r0 - self.top : r1 - self.top, c0 - self.left : c1 - self.left] = grid[r0:r1, c0:c1]
-        return _resample(window, self.size)
+        rows = slice(max(self.top, 0), min(self.top + self.side, height))
+        return rows, slice(max(self.left, 0), min(self.left + self.side, width))
+
+    def to_inside(self, grid: Pixels) -> Pixels:
+        """Resample a map over the network's field of view, [h, w] with h = w of any size, to the film's pixels at
+        `inside`, f32."""
+        rows, columns = self.inside
+        window = _resample(np.ascontiguousarray(grid, np.float32), self.side)
+        return window[
+            rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
+        ]
 
     def to_source(self, grid: Pixels) -> Pixels:
         """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside
         the window."""
-        height, width = self.source_shape
-        window = _resample(np.ascontiguousarray(grid, np.float32), self.side)
-        out = np.zeros((height, width), np.float32)
-        r0, r1 = max(self.top, 0), min(self.top + self.side, height)
-        c0, c1 = max(self.left, 0), min(self.left + self.side, width)
-        out[r0:r1, c0:c1] = window[r0 - self.top : r1 - self.top, c0 - self.left : c1 - self.left]
+        return self.on_source(self.to_inside(grid))
+
+    def on_source(self, part: Pixels) -> Pixels:
+        """What f32 [H, W] is that has `part` at `inside`, and 0 elsewhere."""
+        if part.shape == self.source_shape:
+            return np.ascontiguousarray(part)
+        out = np.zeros(self.source_shape, np.float32)
+        out[self.inside] = part
         return out
 
 
 def _resample(grid: Pixels, size: int) -> Pixels:
     if grid.shape == (size, size):
-        return grid
+        return np.array(grid, order="C")
     how = cv2.INTER_AREA if grid.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(grid, (size, size), interpolation=how), dtype=np.float32)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +43,10 @@ class Weights:
     sha256: str
 
 
+#: Operations that a processor's peak is measured with.
+PROBES = ("matrix product", "convolution")
+
+
 class Runtime:
     """OpenVINO on one device.
 
@@ -49,9 +57,7 @@ class Runtime:
     """
 
     def __init__(self, device: str = "auto", precision: str = "f32", *, streams: int | None = None) -> None:
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = _openvino().Core()
         found = [name.lower() for name in self._core.available_devices]
         wanted = look_up(device.lower(), ["auto", *found], what="Device")
         if wanted == "auto":
@@ -59,6 +65,9 @@ class Runtime:
         self.device = wanted.upper()
         self.precision = look_up(precision, PRECISIONS, what="Precision")
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}
+        if self.device == "CPU":
+            # Threads that are tied to cores wait there for whatever else runs on them.
+            self._config["ENABLE_CPU_PINNING"] = False
         if self.precision != "auto":
             self._config["INFERENCE_PRECISION_HINT"] = self.precision
 
@@ -71,6 +80,9 @@ class Runtime:
         cache_key: keep the compiled form in the user's cache under this key (the file's SHA-256); None keeps nothing.
         Raises BundleError for a file that is not such a graph.
         """
+        cached = None if cache_key is None else self._cached(cache_key, batch)
+        if cached is not None and (network := self._load(cached)) is not None:
+            return network
         try:
             model = self._core.read_model(path)
             inputs = {port.get_any_name(): port for port in model.inputs}
@@ -84,23 +96,89 @@ class Runtime:
                 shape = inputs["image"].get_partial_shape()
                 shape[0] = batch
                 model.reshape({"image": shape})
-            cache = None if cache_key is None else _cache_folder(cache_key)
-            config = self._config if cache is None else {**self._config, "CACHE_DIR": str(cache)}
-            return _Compiled(self._core.compile_model(model, self.device, config))
+            compiled = self._core.compile_model(model, self.device, self._config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"OpenVINO can not compile {path} for {self.device}: {reason}") from error
+        if cached is not None:
+            _keep(compiled, cached)
+        return _Compiled(compiled)
+
+    def operations(self, path: Path) -> int:
+        """Floating-point operations of the convolutions and matrix products of an ONNX file for one film; a multiply
+        and an add are two."""
+        model = self._core.read_model(path)
+        shape = model.inputs[0].get_partial_shape()
+        shape[0] = 1
+        model.reshape({"image": shape})
+        total = 0
+        for node in model.get_ordered_ops():
+            kind = node.get_type_name()
+            if kind not in ("Convolution", "GroupConvolution", "MatMul"):
+                continue
+            first, second = (list(node.input_value(port).get_shape()) for port in (0, 1))
+            if kind == "MatMul":
+                inner = first[-2 if node.get_attributes()["transpose_a"] else -1]
+            else:
+                inner = math.prod(second[2 if kind == "GroupConvolution" else 1 :])
+            total += 2 * inner * math.prod(node.output(0).get_shape())
+        return total
+
+    def probe(self, kind: str) -> tuple[Network, int, NDArray[np.float32]]:
+        """One large operation out of `PROBES`, compiled; how many floating-point operations that is; and an input."""
+        openvino = _openvino()
+        ops = openvino.opset13
+        draw = np.random.default_rng(0).standard_normal
+        if kind == "convolution":
+            channels, side, field = 256, 56, 3
+            image = draw((1, channels, side, side), dtype=np.float32)
+            weights = draw((channels, channels, field, field), dtype=np.float32)
+            port = ops.parameter(image.shape, np.float32, name="image")
+            node = ops.convolution(port, ops.constant(weights), [1, 1], [1, 1], [1, 1], [1, 1])
+            total = 2 * image.size * weights.size // channels
+        else:
+            side = 1536
+            image, weights = draw((side, side), dtype=np.float32), draw((side, side), dtype=np.float32)
+            port = ops.parameter(image.shape, np.float32, name="image")
+            node, total = ops.matmul(port, ops.constant(weights), False, False), 2 * side**3
+        port.output(0).get_tensor().set_names({"image"})
+        node.output(0).get_tensor().set_names({"result"})
+        model = openvino.Model([node], [port])
+        return _Compiled(self._core.compile_model(model, self.device, self._config)), total, image
+
+    def _cached(self, key: str, batch: int | None) -> Path | None:
+        """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.
+
+        OpenVINO's own cache (CACHE_DIR) has to parse the ONNX file first, to know its key.
+        """
+        folder = _cache_folder(key)
+        processor = str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
+        facts = json.dumps([version(), self.device, processor, self._config, batch], sort_keys=True)
+        return None if folder is None else folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.blob"
+
+    def _load(self, path: Path) -> Network | None:
+        """The compiled graph in a file; None where there is none, or none that this OpenVINO takes."""
+        try:
+            data = np.memmap(path, np.uint8, "c")
+            tensor = _openvino().Tensor(data, shared_memory=True)
+            return _Compiled(self._core.import_model(tensor, self.device, self._config), data)
+        except (OSError, RuntimeError, TypeError, ValueError):
+            return None
 
 
 class _Compiled:
-    """One infer request a thread: OpenVINO's requests are not to be shared."""
+    """One infer request a thread: OpenVINO's requests are not to be shared.
+
+    data: the memory that the model's weights lie in, where OpenVINO does not own it.
+    """
 
     #: The first call of a process goes alone: OpenVINO's bindings set up C++ statics in it and let go of the GIL while
     #: they do; a second thread that comes in between then holds the GIL and waits for the statics, for ever.
     _first = threading.Lock()
     _called = False
 
-    def __init__(self, model: openvino.CompiledModel) -> None:
+    def __init__(self, model: openvino.CompiledModel, data: NDArray[np.uint8] | None = None) -> None:
+        self._data = data
         self._model = model
         self._local = threading.local()
 
@@ -132,9 +210,7 @@ class Device:
 
 def devices() -> list[Device]:
     """What OpenVINO can compute on here."""
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino().Core()
     return [
         Device(
             name.lower(),
@@ -147,9 +223,41 @@ def devices() -> list[Device]:
 
 def version() -> str:
     """OpenVINO's version."""
-    import openvino
+    return str(_openvino().__version__)
 
-    return str(openvino.__version__)
+
+def _openvino() -> Any:
+    """The module openvino, imported without its model converter: that is the larger part of the import's time, is not
+    needed here, and loads a telemetry client. Others in this process get the converter when they call it."""
+    converter = "openvino.tools.ovc"
+    if "openvino" in sys.modules or converter in sys.modules:
+        import openvino
+
+        return openvino
+    sys.modules[converter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules[converter]
+
+    def convert_model(*arguments: Any, **options: Any) -> Any:
+        from openvino.tools.ovc import convert_model
+
+        return convert_model(*arguments, **options)
+
+    openvino.convert_model = convert_model
+    return openvino
+
+
+def _keep(model: openvino.CompiledModel, path: Path) -> None:
+    """Put a compiled graph into the cache, whole or not at all; where that fails it is compiled again next time."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    with suppress(OSError, RuntimeError):
+        try:
+            part.write_bytes(model.export_model().getbuffer())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _cache_folder(key: str) -> Path | None:

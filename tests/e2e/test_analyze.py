@@ -18,7 +18,8 @@ import pytest
 
 from bundles import write_bundle
 from films import TISSUE, draw, save
-from lungscope.cli.analyze import TABLE_ROWS, demo_film, films_in, run_films
+from lungscope.batch import run_films
+from lungscope.cli.analyze import TABLE_ROWS, demo_film, films_in
 from lungscope.errors import LungscopeError, UsageError
 from lungscope.pipeline import Analyzer
 from lungscope.report import Report
@@ -228,7 +229,7 @@ main.main()
 def test_a_film_whose_folder_can_not_be_cleared_fails_alone(analyzer: Analyzer, tmp_path: Path) -> None:
     films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b")]
     (tmp_path / "out" / "a" / "report.json").mkdir(parents=True)
-    run = run_films(analyzer, films, tmp_path / "out", ["json"], progress=False)
+    run = run_films(analyzer, films, tmp_path / "out", ["json"])
     assert (run["done"], run["failed"]) == (1, 1)
 
 
@@ -236,9 +237,9 @@ def test_a_film_that_fails_leaves_no_files_of_an_earlier_run(analyzer: Analyzer,
     film = save(tmp_path / "film.png", draw())
     out = tmp_path / "out"
     out.mkdir()
-    assert run_films(analyzer, [film], out, ["json", "png", "html"], progress=False)["done"] == 1
+    assert run_films(analyzer, [film], out, ["json", "png", "html"])["done"] == 1
     film.write_text("broken now")
-    run = run_films(analyzer, [film], out, ["json"], progress=False)
+    run = run_films(analyzer, [film], out, ["json"])
     assert (run["done"], run["failed"]) == (0, 1)
     assert not (out / "film").exists()
 
@@ -248,21 +249,23 @@ def test_a_film_that_can_not_be_written_fails_alone(analyzer: Analyzer, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     (out / "a").write_text("a file where the folder should be")
-    run = run_films(analyzer, films, out, ["json"], progress=False)
+    run = run_films(analyzer, films, out, ["json"])
     assert (run["done"], run["failed"]) == (1, 1)
     assert rows(out)[0]["error"]["code"] == "internal"
     assert "Error: " in rows(out)[0]["error"]["message"]
 
 
-def test_many_films_are_not_kept(analyzer: Analyzer, tmp_path: Path) -> None:
+def test_many_films_are_not_kept(tiny: Path, tmp_path: Path) -> None:
     films = [tmp_path / f"missing{number}.png" for number in range(TABLE_ROWS + 1)]
-    run = run_films(analyzer, films, tmp_path, ["json"], progress=False)
+    done = program("analyze", *films, "--out", tmp_path / "out", "--model", tiny, "--write", "csv", "--json")
+    run = json.loads(done.stdout)
     assert run["rows"] is None, "beyond a screenful they are in results.jsonl alone"
-    assert len(rows(tmp_path)) == run["failed"] == len(films)
+    assert len(rows(tmp_path / "out")) == run["failed"] == len(films)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT can not be sent to one process on Windows")
-def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="signals can not be sent to one process on Windows")
+@pytest.mark.parametrize(("ends", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path, ends: int, status: int) -> None:
     first = save(tmp_path / "in" / "film000.png", draw(1200, 1000))
     for number in range(1, 200):
         os.link(first, tmp_path / "in" / f"film{number:03}.png")
@@ -279,9 +282,9 @@ def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) ->
         results = out / "results.jsonl"
         while time.monotonic() < deadline and not (results.exists() and results.read_bytes().count(b"\n") >= 3):
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ends)
         stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130, stderr
+    assert process.returncode == status, stderr
     assert "Traceback" not in stderr
     assert "Interrupted: " in stdout
     found = rows(out)
@@ -294,3 +297,10 @@ def test_ctrl_c_leaves_whole_files_and_valid_rows(tiny: Path, tmp_path: Path) ->
     assert len((out / "results.csv").read_text().splitlines()) == 1 + len(found)
     for row in found:
         assert {path.name for path in (out / row["folder"]).iterdir()} == ALL
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {row["folder"] for row in found}
+    films = sorted((tmp_path / "in").iterdir())[: len(found) + 2]
+    again = program("analyze", *films, "--out", out, "--model", tiny, "--write", "json,png,html,csv", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"{len(films)} films analysed, {len(found)} of them by an earlier run" in again.stdout
+    assert rows(out)[: len(found)] == found
+    assert [row["path"] for row in rows(out)] == [str(film) for film in films]

@@ -22,7 +22,8 @@ from tests.corpus import as_integers, make_dicom, save_dicom
 
 from bundles import write_bundle
 from films import draw, radiograph, save
-from lungscope.cli.analyze import demo_film, run_films
+from lungscope.batch import run_films
+from lungscope.cli.analyze import demo_film
 from lungscope.errors import InputError, UnreadableFileError
 from lungscope.pipeline import Analyzer
 from lungscope.readers import decode
@@ -443,7 +444,7 @@ def test_a_film_that_lies_where_its_results_would_go_is_left_alone(analyzer: Ana
     (tmp_path / "film").mkdir()
     film = FILMS["DX"](tmp_path).rename(tmp_path / "film" / "film.dcm")
     before = film.read_bytes()
-    run = run_films(analyzer, [film], tmp_path, ["dicom"], progress=False)
+    run = run_films(analyzer, [film], tmp_path, ["dicom"])
     assert run["failed"] == 1
     assert "Name another --out" in run["rows"][0]["error"]["message"]
     assert film.read_bytes() == before

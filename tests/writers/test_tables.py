@@ -13,7 +13,7 @@ import pytest
 
 from bundles import LABELS, write_bundle
 from films import draw, save
-from lungscope.cli.analyze import run_films
+from lungscope.batch import run_films
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER
 from lungscope.writers import tables
@@ -36,7 +36,7 @@ def some(folder: Path) -> list[Path]:
 
 def run(analyzer: Analyzer, films: Sequence[Path], out: Path, *formats: str) -> list[dict[str, Any]]:
     begin_run(out, formats)
-    run_films(analyzer, films, out, formats, progress=False)
+    run_films(analyzer, films, out, formats)
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
+from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -27,26 +24,20 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from lungscope.batch import run_films
 from lungscope.bundle import locate
-from lungscope.cli.main import INTERRUPTED
 from lungscope.errors import MissingExtraError, UsageError, look_up
-from lungscope.pipeline import Analyzer, failure
+from lungscope.hardware import cores
+from lungscope.pipeline import Analyzer
 from lungscope.readers import absolute, find
-from lungscope.report import DISCLAIMER, Failure, Report
-from lungscope.stages.quality import Warning_
-from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS, clear, folder_names, write
-from lungscope.writers.json import RESULTS, RUN, Results, dumps, write_json
-from lungscope.writers.run import RUN_FORMATS, begin_run, end_run
+from lungscope.report import DISCLAIMER
+from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS
+from lungscope.writers.json import RESULTS, dumps, read_rows
+from lungscope.writers.run import RUN_FORMATS, begin_run
 
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
 TABLE_ROWS = 20
-NO_STUDY = Warning_(
-    code="no-study",
-    message="This film is no DICOM file, so there is no study that DICOM objects could belong to, and none were "
-    "written. Ask for a new one with --new-study.",
-    stage="dicom",
-)
 #: What --write knows: files of each film, files of the run, or both.
 ALL_FORMATS = tuple(dict.fromkeys([*FORMATS, *RUN_FORMATS]))
 
@@ -62,6 +53,9 @@ def analyze(
         DEFAULT_FORMATS
     ),
     new_study: Annotated[bool, typer.Option("--new-study", help="DICOM: a study for each film that has none.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what an earlier run into OUT did of films that have not changed.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
@@ -72,8 +66,9 @@ def analyze(
     a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
     OUT/run.json, and OUT/index.html with html, results.csv with csv, results.parquet with parquet; with no format but
     the last two no film gets a folder. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm
-    (SC) and report.dcm (SR) in its own study. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could
-    run.
+    (SC) and report.dcm (SR) in its own study. Ctrl-C or SIGTERM ends a run after the films that it has begun; the same
+    command with --resume goes on. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run, 130 or
+    143 ended by Ctrl-C or SIGTERM.
 
     Research software, not a medical device. Not for diagnosis.
     """
@@ -87,20 +82,32 @@ def analyze(
     wanted = [*(inputs or []), *([demo_film()] if demo else [])]
     if not wanted:
         raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
-    analyzer = Analyzer(locate(model), device=device)
     films = films_in(wanted, out)
+    analyzer = Analyzer(locate(model), device=device, streams=cores() if len(films) > 1 else None)
     try:
         begin_run(out, formats)
         (out / RESULTS).open("ab").close()
     except OSError as error:
         raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
-    run = run_films(analyzer, films, out, formats, new_study=new_study, progress=not as_json)
+    with Stop() as stop, _bar(not as_json) as bar:
+        task = bar.add_task("films", total=len(films))
+        run = run_films(
+            analyzer,
+            films,
+            out,
+            formats,
+            new_study=new_study,
+            resume=resume,
+            stop=stop,
+            progress=lambda: bar.advance(task),
+        )
+    rows = list(read_rows(out / RESULTS)) if len(films) <= TABLE_ROWS else None
     if as_json:
-        typer.echo(dumps(run))
+        typer.echo(dumps(run | {"rows": rows}))
     else:
-        _show(run, out)
+        _show(run, rows, out)
     if run["interrupted"]:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(128 + stop.number)
     raise typer.Exit(1 if run["failed"] else 0)
 
 
@@ -138,95 +145,23 @@ def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
     return films
 
 
-def run_films(
-    analyzer: Analyzer,
-    films: Sequence[Path],
-    out: Path,
-    formats: Sequence[str],
-    *,
-    new_study: bool = False,
-    progress: bool,
-) -> dict[str, Any]:
-    """Analyse `films` one after the other, write each as it is done, then what `formats` have for the run, and return
-    the content of run.json.
+class Stop(Event):
+    """Set by the first SIGINT or SIGTERM; the next one does what it did before. number: the signal's, 0 without one."""
 
-    formats, new_study: see `writers.folder.write`. A film that is not DICOM gets its other formats and a warning where
-    it may not have a new study; where there are no others, it fails.
+    number = 0
 
-    Its "rows" are None beyond `TABLE_ROWS` films: then they are in results.jsonl alone. After KeyboardInterrupt the run
-    is closed properly, with "interrupted" true.
-    """
-    started, clock = datetime.now(UTC), perf_counter()
-    names = folder_names(films)
-    of_films = [name for name in formats if name in FORMATS]
-    shown: list[dict[str, Any]] = []
-    interrupted = False
-    with Results(out) as results, _bar(progress) as bar:
-        task = bar.add_task("films", total=len(films))
-        try:
-            for path, name, result in zip(films, names, analyzer.analyze_many(films), strict=True):
-                result = _finish(path, result, out / name, of_films, new_study)
-                row = results.add(result, name if of_films else None)
-                if len(films) <= TABLE_ROWS:
-                    shown.append(row)
-                bar.advance(task)
-        except KeyboardInterrupt:
-            interrupted = True
-    seconds = perf_counter() - clock
-    classifier = analyzer.bundle.classifier
-    conformal = None if classifier is None else classifier.conformal
-    run = {
-        "schema_version": "1",
-        "disclaimer": DISCLAIMER,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "inputs": len(films),
-        "done": results.done,
-        "failed": results.failed,
-        "interrupted": interrupted,
-        "films_per_second": (results.done + results.failed) / seconds,
-        "formats": list(formats),
-        "results": RESULTS,
-        "out": str(out),
-        "bundle": {
-            "name": analyzer.bundle.name,
-            "version": analyzer.bundle.version,
-            "labels": [] if classifier is None else list(classifier.labels),
-            "conformal_coverage": None if conformal is None else conformal.coverage,
-            "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
-        },
-        "device": analyzer.device,
-        "precision": analyzer.precision,
-        "versions": analyzer.versions,
-    }
-    end_run(out, run, formats)
-    write_json(out / RUN, run)
-    return run | {"rows": shown if len(films) <= TABLE_ROWS else None}
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-def _finish(
-    path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
-) -> Report | Failure:
-    """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
-    # What is cleared before writing could be the film itself.
-    if os.path.realpath(path.parent) == os.path.realpath(folder):
-        return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
-    if isinstance(result, Report) and formats:
-        others = [name for name in formats if name != "dicom"]
-        if "dicom" in formats and others and not new_study and result.source.format != "DICOM":
-            formats = others
-            result = replace(result, run=replace(result.run, warnings=(*result.run.warnings, NO_STUDY)))
-        try:
-            write(result, folder, formats, new_study=new_study)
-        except Exception as error:
-            result = failure(path, error)
-    if (isinstance(result, Failure) or not formats) and folder.is_dir():
-        # A folder that can not be cleared must not stop the run.
-        with suppress(OSError):
-            clear(folder)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-    return result
+    def _ask(self, number: int, frame: object) -> None:
+        self.number = number
+        self.set()
+        self.__exit__()
 
 
 class _Rate(ProgressColumn):
@@ -247,14 +182,15 @@ def _bar(visible: bool) -> Progress:
     )
 
 
-def _show(run: dict[str, Any], out: Path) -> None:
+def _show(run: dict[str, Any], rows: Sequence[dict[str, Any]] | None, out: Path) -> None:
     console = Console()
-    if run["rows"]:
-        console.print(_table(run["rows"]))
+    if rows:
+        console.print(_table(rows))
     state = "Interrupted: " if run["interrupted"] else ""
+    kept = f"{run['kept']} of them by an earlier run, " if run["kept"] else ""
     console.print(
-        f"{state}{run['done']} of {run['inputs']} films analysed, {run['failed']} failed, in {run['seconds']:.1f} s. "
-        f"Results: {escape(str(out))}",
+        f"{state}{run['done']} of {run['inputs']} films analysed, {kept}{run['failed']} failed, "
+        f"in {run['seconds']:.1f} s. Results: {escape(str(out))}",
         highlight=False,
         soft_wrap=True,
     )

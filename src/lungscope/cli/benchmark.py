@@ -1,26 +1,37 @@
-"""`lungscope benchmark`: the paper's networks trained and measured under one budget, and its tables made of that."""
+"""`lungscope benchmark`: the paper's networks trained and measured under one budget, its tables made of that, and how
+fast a bundle is on this machine."""
 
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from lungscope.bundle import Bundle, locate
+from lungscope.cli.analyze import demo_film
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import LungscopeError, MissingExtraError, UsageError
+from lungscope.evaluation import speed
 from lungscope.evaluation.benchmark import Kind
+from lungscope.evaluation.provenance import commit
 from lungscope.evaluation.tables import render
-from lungscope.writers.json import dumps
+from lungscope.hardware import cores
+from lungscope.pipeline import Analyzer
+from lungscope.writers.atomic import write_text
+from lungscope.writers.folder import DEFAULT_FORMATS
+from lungscope.writers.json import dumps, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Compare networks under one budget. The same command goes on with a grid cut off; what is done is kept.",
+    help="Compare networks under one budget (the same command goes on with a grid cut off; what is done is kept), or "
+    "measure how fast a bundle runs here.",
 )
 
 Out = Annotated[
@@ -80,6 +91,72 @@ def classification(
     if not only_render:
         failed = _run("classification", out, budget, data, split, work, only, model, (accelerator, precision, workers))
     _finish("classification", out, failed, json_)
+
+
+@app.command()
+def runtime(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the result: runtime.json and two plots.")],
+    film: Annotated[
+        list[Path] | None, typer.Option("--film", help="A film to measure with; may be repeated. Else the demo film.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each thing is measured.")] = 30,
+    films: Annotated[int, typer.Option(min=1, help="Films of a batch.")] = 300,
+    alone: Annotated[bool, typer.Option("--alone", help="Measure lungscope alone, without PyTorch beside it.")] = False,
+    model: Model = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    json_: Json = False,
+) -> None:
+    """How fast films are analysed here: one film by stage, batches, whole processes, and the processor's own limit.
+
+    Beside lungscope, and interleaved with it, runs a pipeline of eager PyTorch and pytorch-grad-cam with the same
+    weights, and ONNX Runtime where it is installed. Let nothing else run meanwhile.
+    """
+    if not alone and not all(map(find_spec, ("torch", "timm", "segmentation_models_pytorch", "safetensors", "onnx"))):
+        raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train")
+    bundle = Bundle.load(locate(model))
+    starts = max(3, repeats // 5)
+    result: dict[str, Any] = {"commit": commit(), "machine": speed.machine()}
+    with TemporaryDirectory() as folder:
+        measured = {path.name: path for path in film or []} or speed.demo_films(demo_film(), Path(folder))
+        paths = list(measured.values())
+        # Batches come before PyTorch is in this process, and counts as its memory.
+        many = Analyzer(bundle, device=device, streams=cores())
+        result["batches"] = {
+            f"{path.name}, {', '.join(formats)}": speed.batch(many, path, films, formats)
+            for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
+        }
+        del many
+        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts)}
+        eager, graphs = {}, {}
+        if not alone:
+            from lungscope.training import rivals
+
+            eager, graphs = {"eager PyTorch": rivals.Eager(bundle).analyze}, rivals.graphs(bundle)
+            command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
+            result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
+        analyzer = Analyzer(bundle, device=device)
+        result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
+        result["networks"] = speed.networks(bundle, device, repeats, graphs)
+        result["single_films"] = speed.single_films(analyzer, measured, repeats, eager)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "runtime.json", result)
+    write_text(out / "latency.svg", speed.latency_plot(result))
+    write_text(out / "memory.svg", speed.memory_plot(result))
+    if json_:
+        print(dumps(result))
+    else:
+        for line in speed.lines(result):
+            print(line)
+
+
+#: A whole script around the eager pipeline.
+_EAGER = """
+import sys
+from pathlib import Path
+from lungscope.bundle import Bundle
+from lungscope.training.rivals import Eager
+Eager(Bundle.load(Path(sys.argv[1]))).analyze(Path(sys.argv[2]))
+"""
 
 
 def _run(

@@ -14,9 +14,6 @@ from typer.core import TyperCommand, TyperGroup
 from lungscope import __version__
 from lungscope.errors import EXIT_STATUS, LungscopeError, MissingExtraError, status_of
 
-#: Exit status after Ctrl-C, as shells have it (128 + SIGINT).
-INTERRUPTED = 130
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -88,7 +85,8 @@ def root(
 
 
 def main() -> None:
-    """Entry point. Exit status 0: all done; 1: some inputs failed; 2: usage; 3: nothing could run; 130: interrupted."""
+    """Entry point. Exit status 0: all done; 1: some inputs failed; 2: usage; 3: nothing could run; 130: interrupted by
+    Ctrl-C, 143 by SIGTERM, as shells have it (128 + the signal's number)."""
     try:
         app()
     except LungscopeError as error:

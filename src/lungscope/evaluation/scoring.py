@@ -6,9 +6,7 @@ Nothing here sees a training cache: what is scored is what ships (nnU-Net's `per
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope.batch import in_order
 from lungscope.data.duplicates import NEAR_DUPLICATE, thumbnails
 from lungscope.data.importing import read_mask, same_aspect
 from lungscope.data.split import Split
@@ -66,14 +65,12 @@ def analyze_each(
         result = next(analyzer.analyze_many([paths[i]]))
         return result if isinstance(result, Failure) else keep(i, result)
 
-    def results() -> Iterator[Any]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, result in enumerate(pool.map(one, range(len(paths))), 1):
-                if progress is not None:
-                    progress(done, len(paths))
-                yield result
-
-    return list(results())
+    results = []
+    for result in in_order(one, range(len(paths))):
+        results.append(result)
+        if progress is not None:
+            progress(len(results), len(paths))
+    return results
 
 
 def score_segmenter(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -44,11 +45,11 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
     Pixels are blacked out on the film's own grid, before resampling, so that no trace of them is averaged in.
     """
     geometry = Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
-    if spec.input == "lungs":
-        pixels = np.where(mask, pixels, np.float32(0))
-    elif spec.input == "background":
-        pixels = np.where(mask, np.float32(0), pixels)
-    return geometry.to_network(pixels), geometry
+    part = pixels[geometry.inside]
+    if spec.input != "image":
+        seen = mask[geometry.inside] if spec.input == "lungs" else ~mask[geometry.inside]
+        part = np.asarray(cv2.copyTo(part, seen.view(np.uint8)), np.float32)
+    return geometry.from_inside(part), geometry
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,16 @@ class Saliency:
 def localize(classification: Classification, lungs: LungMask) -> Saliency:
     """Bring the positive part of the predicted class's map to the source grid, and keep what lies in the lungs."""
     evidence = np.maximum(classification.cam[classification.index], 0)
-    everywhere = classification.geometry.to_source(evidence)
-    inside = np.asarray(cv2.copyTo(everywhere, lungs.mask.view(np.uint8)), np.float32)
-    total = cv2.sumElems(everywhere)[0]
+    geometry = classification.geometry
+    rows, columns = geometry.inside
+    around = geometry.to_inside(evidence)
+    inside = np.asarray(cv2.copyTo(around, lungs.mask[rows, columns].view(np.uint8)), np.float32)
+    total = cv2.sumElems(around)[0]
     _, value, _, (column, row) = cv2.minMaxLoc(inside)
     return Saliency(
-        map=inside,
+        map=geometry.on_source(inside),
         label=classification.label,
-        peak=(row, column) if value > 0 else None,
+        peak=(rows.start + row, columns.start + column) if value > 0 else None,
         peak_value=value,
         fraction_in_lungs=cv2.sumElems(inside)[0] / total if total > 0 else None,
     )

@@ -94,11 +94,13 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
         names = ", ".join(classification.labels)
         return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).")
     log_odds, probability = disease(classification)
-    evidence = classification.geometry.to_source(log_odds)
-    involved = classification.geometry.to_source(probability) > INVOLVED
+    # The classifier's window holds both lungs; what is outside needs no look.
+    geometry = classification.geometry
+    evidence, involved = geometry.to_inside(log_odds), geometry.to_inside(probability) > INVOLVED
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
-        zones |= dict(zip(ZONES[side], _thirds(lung, involved, evidence), strict=True))
+        thirds = _thirds(lung[geometry.inside], involved, evidence, geometry.inside[0].start)
+        zones |= dict(zip(ZONES[side], thirds, strict=True))
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
         zones=zones,
@@ -133,23 +135,24 @@ def contradicts(label: str, scores: Iterable[int | None]) -> bool:
     return bool(known) and (max(known) >= HIGH if label == NORMAL else max(known) == 0)
 
 
-def _thirds(lung: Mask, involved: Mask, evidence: Pixels) -> list[Zone | None]:
+def _thirds(lung: Mask, involved: Mask, evidence: Pixels, above: int) -> list[Zone | None]:
+    """The zones of a lung, all three arrays on the same grid, whose first row is row `above` of the film."""
     rows = np.flatnonzero(lung.any(axis=1))
     if rows.size == 0:
         return [None, None, None]
     top, height = int(rows[0]), int(rows[-1] - rows[0] + 1)
     edges = [top + height * third // 3 for third in range(4)]
-    return [_zone(lung, involved, evidence, start, stop) for start, stop in pairwise(edges)]
+    return [_zone(lung, involved, evidence, start, stop, above) for start, stop in pairwise(edges)]
 
 
-def _zone(lung: Mask, involved: Mask, evidence: Pixels, start: int, stop: int) -> Zone | None:
+def _zone(lung: Mask, involved: Mask, evidence: Pixels, start: int, stop: int, above: int) -> Zone | None:
     part = lung[start:stop]
     pixels = int(np.count_nonzero(part))
     if pixels == 0:
         return None
     extent = np.count_nonzero(part & involved[start:stop]) / pixels
     log_odds = cv2.mean(evidence[start:stop], part.view(np.uint8))[0]
-    return Zone(score_of(extent), pixels, extent, log_odds, (start, stop))
+    return Zone(score_of(extent), pixels, extent, log_odds, (above + start, above + stop))
 
 
 def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> float | None:

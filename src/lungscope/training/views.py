@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope.batch import in_order
 from lungscope.bundle import Bundle
 from lungscope.data.store import Store
 from lungscope.errors import InputError
+from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.stages.classification import ViewSpec, lung_view
 
@@ -52,7 +52,7 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
 
 
 def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:
-    analyzer = Analyzer(replace(bundle, classifier=None), streams=os.cpu_count())
+    analyzer = Analyzer(replace(bundle, classifier=None), streams=cores())
     count = len(store.records)
     arrays = {name: np.zeros((count, spec.size, spec.size), np.uint8) for name, spec in specs.items()}
     usable = np.ones(count, np.bool_)
@@ -68,10 +68,9 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
             view, _ = lung_view(report.film.pixels, report.lungs.mask, spec)
             arrays[name][i] = np.rint(view * 255)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(cut, range(count)), 1):
-            if done % 1000 == 0:
-                log.info("%s: %d of %d films cut", store.name, done, count)
+    for done, _ in enumerate(in_order(cut, range(count)), 1):
+        if done % 1000 == 0:
+            log.info("%s: %d of %d films cut", store.name, done, count)
     for name, (views, flags) in paths.items():
         views.parent.mkdir(parents=True, exist_ok=True)
         for path, array in ((flags, usable), (views, arrays[name])):

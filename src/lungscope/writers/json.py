@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lungscope.report import Failure, Report, plain
-from lungscope.writers.atomic import write_text
+from lungscope.writers.atomic import whole_file, write_text
 
 RESULTS = "results.jsonl"
 RUN = "run.json"
@@ -55,13 +56,43 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-class Results:
-    """results.jsonl, written a whole row at a time: after an interruption it is valid as far as it goes."""
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a results.jsonl whose writer may have been killed: what is no whole row is passed over."""
+    with path.open("rb") as file:
+        yield from filter(None, map(_whole, file))
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / RESULTS).open("wb", buffering=0)
-        self.done = 0
-        self.failed = 0
+
+def arrange(path: Path, order: Iterable[str]) -> None:
+    """Rewrite a results.jsonl: of each film in `order` (paths as in its rows) the last whole row, in that order."""
+    places: dict[str, int] = {}
+    with whole_file(path) as out, path.open("rb") as file:
+        place = 0
+        for line in file:
+            if entry := _whole(line):
+                places[entry["path"]] = place
+            place += len(line)
+        for name in order:
+            if name in places:
+                file.seek(places[name])
+                out.write(file.readline())
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        entry = json.loads(line)
+        if line.endswith(b"\n") and isinstance(entry, dict) and {"path", "status"} <= entry.keys():
+            return entry
+    return None
+
+
+class Results:
+    """results.jsonl, written a whole row at a time: after an interruption it is valid as far as it goes.
+
+    append: after the rows that are there; else they are removed.
+    """
+
+    def __init__(self, folder: Path, *, append: bool = False) -> None:
+        self._file = (folder / RESULTS).open("ab" if append else "wb", buffering=0)
 
     def __enter__(self) -> Results:
         return self
@@ -71,12 +102,6 @@ class Results:
     ) -> None:
         self._file.close()
 
-    def add(self, result: Report | Failure, folder: str | None) -> dict[str, Any]:
-        """Append a film's row, and return it."""
-        entry = row(result, folder)
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append a row."""
         self._file.write((dumps(entry, indent=None) + "\n").encode("ascii"))
-        if isinstance(result, Failure):
-            self.failed += 1
-        else:
-            self.done += 1
-        return entry

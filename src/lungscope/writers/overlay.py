@@ -101,8 +101,10 @@ def heat_colour(evidence: Pixels) -> tuple[NDArray[np.float32], Pixels]:
 
 
 def _heat(picture: NDArray[np.float32], evidence: Pixels) -> NDArray[np.float32]:
-    colour, opacity = heat_colour(evidence)
-    return picture + opacity[:, :, None] * (colour - picture)
+    drawn, found = picture.copy(), evidence > 0
+    colour, opacity = heat_colour(evidence[found])
+    drawn[found] += opacity[:, None] * (colour - picture[found])
+    return drawn
 
 
 def outline(mask: Mask, scale: Scale) -> list[NDArray[np.int32]]:

@@ -1,0 +1,212 @@
+"""Many films at once: read, analysed and written side by side, rows in order, memory flat, and a run that was cut off
+goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+from time import perf_counter
+from typing import Any, TypeVar
+
+from lungscope.bundle import sha256_of
+from lungscope.errors import UsageError
+from lungscope.hardware import cores
+from lungscope.pipeline import Analyzer, failure
+from lungscope.report import DISCLAIMER, Failure, Report
+from lungscope.stages.quality import Warning_
+from lungscope.writers.folder import FORMATS, clear, folder_names, write
+from lungscope.writers.json import RESULTS, RUN, Results, arrange, read_rows, row, whole_rows, write_json
+from lungscope.writers.run import end_run
+
+#: Films that are begun before their turn, for each worker: one slow film must not leave the others idle.
+AHEAD = 2
+NO_STUDY = Warning_(
+    code="no-study",
+    message="This film is no DICOM file, so there is no study that DICOM objects could belong to, and none were "
+    "written. Ask for a new one with --new-study.",
+    stage="dicom",
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
+    """`work(item)` for each item, in order, on `workers` threads (None: one a core).
+
+    `items` is read no further than `AHEAD` items a worker beyond the result that is waited for. What `work` raises is
+    raised here, at its place; what has begun is waited for, and nothing else begins.
+    """
+    workers = workers or cores()
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="film") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def run_films(
+    analyzer: Analyzer,
+    films: Sequence[Path],
+    out: Path,
+    formats: Sequence[str],
+    *,
+    new_study: bool = False,
+    resume: bool = False,
+    workers: int | None = None,
+    stop: Event | None = None,
+    progress: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Analyse `films` side by side, write each as it is done, then what `formats` have for the run, and return the
+    content of run.json.
+
+    formats, new_study: see `writers.folder.write`. A film that is not DICOM gets its other formats and a warning where
+    it may not have a new study; where there are no others, it fails.
+    resume: keep what is in `out` of films whose path and SHA-256 have not changed, where the same bundle, lungscope,
+    arithmetic and formats made it; films that failed are tried again.
+    workers: films at a time, None for one a core; give `analyzer` as many streams.
+    stop: once set, no other film is begun, those that were are finished, and the run is closed with "interrupted" true.
+    progress: called after each film.
+    """
+    started, clock = datetime.now(UTC), perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    of_films = [name for name in formats if name in FORMATS]
+    names = dict(zip(films, folder_names(films), strict=True))
+    made_with = _made_with(analyzer, formats, new_study)
+    order = [str(film) for film in films]
+    known: dict[str, str] = {}
+    if resume and (out / RESULTS).exists():
+        folders = {str(film): name if of_films else None for film, name in names.items()}
+        known = _finished(out, folders, made_with)
+        arrange(out / RESULTS, (path for path in order if path in known))
+
+    def one(film: Path) -> dict[str, Any] | None:
+        """The film's row; None where the one that is there still holds."""
+        path, folder = str(film), names[film]
+        if path in known:
+            with suppress(OSError):
+                if sha256_of(film) == known[path]:
+                    return None
+        result = _finish(film, next(analyzer.analyze_many([film])), out / folder, of_films, new_study)
+        return {**row(result, folder if of_films else None), "made_with": made_with}
+
+    kept = begun = 0
+    with Results(out, append=resume) as results:
+        for entry in in_order(one, _until(stop, films), workers):
+            begun += 1
+            if entry is None:
+                kept += 1
+            else:
+                results.add(entry)
+            if progress:
+                progress()
+    if known:
+        arrange(out / RESULTS, order)
+    seconds = perf_counter() - clock
+    counts = Counter(entry["status"] for entry in read_rows(out / RESULTS))
+    classifier = analyzer.bundle.classifier
+    conformal = None if classifier is None else classifier.conformal
+    run = {
+        "schema_version": "1",
+        "disclaimer": DISCLAIMER,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "inputs": len(films),
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "kept": kept,
+        "interrupted": begun < len(films),
+        "films_per_second": (begun - kept) / seconds,
+        "formats": list(formats),
+        "results": RESULTS,
+        "out": str(out),
+        "bundle": {
+            "name": analyzer.bundle.name,
+            "version": analyzer.bundle.version,
+            "labels": [] if classifier is None else list(classifier.labels),
+            "conformal_coverage": None if conformal is None else conformal.coverage,
+            "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
+        },
+        "device": analyzer.device,
+        "precision": analyzer.precision,
+        "versions": analyzer.versions,
+    }
+    end_run(out, run, formats)
+    write_json(out / RUN, run)
+    return run
+
+
+def _until(stop: Event | None, films: Sequence[Path]) -> Iterator[Path]:
+    for film in films:
+        if stop is not None and stop.is_set():
+            return
+        yield film
+
+
+def _made_with(analyzer: Analyzer, formats: Sequence[str], new_study: bool) -> str:
+    """16 hex digits that differ wherever a film's results could: the bundle's whole manifest, the program and what it
+    computes with, and what is written."""
+    facts = [
+        analyzer.bundle.manifest,
+        analyzer.versions,
+        analyzer.device,
+        analyzer.precision,
+        sorted(formats),
+        new_study,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(out: Path, folders: Mapping[str, str | None], made_with: str) -> dict[str, str]:
+    """SHA-256 by path of the films whose last row says that they are done, in their place in `folders`, by the same
+    means."""
+    found: dict[str, str] = {}
+    for entry in whole_rows(out / RESULTS):
+        path, folder = entry["path"], entry.get("folder")
+        found.pop(path, None)
+        if entry["status"] != "done" or entry.get("made_with") != made_with or path not in folders:
+            continue
+        if folder == folders[path] and (folder is None or (out / folder).is_dir()):
+            found[path] = entry["sha256"]
+    return found
+
+
+def _finish(
+    path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
+) -> Report | Failure:
+    """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
+    # What is cleared before writing could be the film itself.
+    if os.path.realpath(path.parent) == os.path.realpath(folder):
+        return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
+    if isinstance(result, Report) and formats:
+        others = [name for name in formats if name != "dicom"]
+        if "dicom" in formats and others and not new_study and result.source.format != "DICOM":
+            formats = others
+            result = replace(result, run=replace(result.run, warnings=(*result.run.warnings, NO_STUDY)))
+        try:
+            write(result, folder, formats, new_study=new_study)
+        except Exception as error:
+            result = failure(path, error)
+    if (isinstance(result, Failure) or not formats) and folder.is_dir():
+        # A folder that can not be cleared must not stop the run.
+        with suppress(OSError):
+            clear(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    return result

@@ -1,0 +1,289 @@
+"""How fast films are analysed on this machine, stage by stage, and how far that is from what its processor can do.
+
+Everything is measured through the path that users run. What is compared is interleaved, film by film, so that what else
+the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian
+
+from lungscope import runtime
+from lungscope.batch import run_films
+from lungscope.bundle import Bundle
+from lungscope.evaluation.plots import Box, Line, boxes, curves
+from lungscope.hardware import cores, processor
+from lungscope.pipeline import Analyzer
+from lungscope.radiograph import Pixels
+from lungscope.readers import read
+from lungscope.writers.folder import DEFAULT_FORMATS, write
+
+#: Calls that are not counted: caches and thread pools are cold in them.
+WARM_UP = 2
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@dataclass
+class Timing:
+    """Milliseconds of one thing, call by call."""
+
+    calls: list[float] = field(default_factory=list)
+
+    def time(self, work: Callable[[], Any]) -> Any:
+        """Do `work`, and keep how long it took."""
+        start = perf_counter()
+        result = work()
+        self.calls.append(1000 * (perf_counter() - start))
+        return result
+
+    @property
+    def percentiles(self) -> tuple[float, float, float, float, float]:
+        """The 5th, 25th, 50th, 75th and 95th percentile of the calls after the warm-up."""
+        p5, p25, p50, p75, p95 = (float(p) for p in np.percentile(self.calls[WARM_UP:], PERCENTILES))
+        return p5, p25, p50, p75, p95
+
+    def to_json(self) -> dict[str, Any]:
+        names = [f"p{p}" if p != 50 else "median" for p in PERCENTILES]
+        return {"calls": len(self.calls) - WARM_UP, **dict(zip(names, self.percentiles, strict=True))}
+
+
+def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Call each of `contenders` in turn, `repeats` times after a warm-up."""
+    timings = {name: Timing() for name in contenders}
+    for _ in range(WARM_UP + repeats):
+        for name, work in contenders.items():
+            timings[name].time(work)
+    return timings
+
+
+def single_films(
+    analyzer: Analyzer, films: Mapping[str, Path], repeats: int, rivals: Mapping[str, Callable[[Path], Any]]
+) -> dict[str, dict[str, Any]]:
+    """By film: latency of `analyzer` and of `rivals`, path in and result out, and the analyzer's stages, with what it
+    takes to write the result's files beside them."""
+    found = {}
+    for name, film in films.items():
+        stages: dict[str, Timing] = {}
+        contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(_staged, analyzer, film, stages)}
+        contenders |= {rival: partial(work, film) for rival, work in rivals.items()}
+        latency = interleaved(contenders, repeats)
+        report = analyzer.analyze(film)
+        with tempfile.TemporaryDirectory() as folder:
+            writers = {f"write {kind}": partial(write, report, Path(folder), [kind]) for kind in DEFAULT_FORMATS}
+            stages |= interleaved(writers, repeats)
+        height, width = report.film.shape
+        found[name] = {
+            "height": height,
+            "width": width,
+            "latency_ms": {rival: timing.to_json() for rival, timing in latency.items()},
+            "stages_ms": {stage: timing.to_json() for stage, timing in stages.items()},
+        }
+    return found
+
+
+def _staged(analyzer: Analyzer, film: Path, stages: dict[str, Timing]) -> None:
+    for stage, milliseconds in analyzer.analyze(film).run.timings_ms.items():
+        stages.setdefault(stage, Timing()).calls.append(milliseconds)
+
+
+def networks(
+    bundle: Bundle, device: str, repeats: int, rivals: Mapping[str, Callable[[Path], Callable[[Pixels], Any]]]
+) -> dict[str, Any]:
+    """By graph: what it computes, and how long that takes here, in `rivals` too (each makes a callable of a graph).
+
+    roofline: the processor's measured peak in f32, by a large matrix product and a large convolution in the same
+    runtime. of_peak: the share of the larger one that a graph reaches.
+    """
+    engine = runtime.Runtime(device)
+    peaks = {}
+    for kind in runtime.PROBES:
+        network, operations, image = engine.probe(kind)
+        timing = interleaved({kind: partial(network, {"image": image})}, repeats)[kind]
+        peaks[kind] = operations / min(timing.calls) / 1e6
+    peak = max(peaks.values())
+    sizes = dict.fromkeys(bundle.segmenter.members, bundle.segmenter.size)
+    if bundle.classifier is not None:
+        sizes[bundle.classifier.weights] = bundle.classifier.view.size
+    graphs = {}
+    for weights, size in sizes.items():
+        image = np.random.default_rng(0).random((1, 1, size, size), dtype=np.float32)
+        compiled = engine.compile(weights.path, batch=1, cache_key=weights.sha256)
+        contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(compiled, {"image": image})}
+        contenders |= {rival: partial(make(weights.path), image) for rival, make in rivals.items()}
+        timings = interleaved(contenders, repeats)
+        operations = engine.operations(weights.path)
+        ideal = operations / peak / 1e6
+        graphs[weights.network] = {
+            "size": size,
+            "gflop": operations / 1e9,
+            "ms": {rival: timing.to_json() for rival, timing in timings.items()},
+            "ideal_ms": ideal,
+            "of_peak": ideal / timings["lungscope"].percentiles[2],
+        }
+    return {"peak_gflops": peaks, "graphs": graphs}
+
+
+def batch(analyzer: Analyzer, film: Path, count: int, formats: Sequence[str]) -> dict[str, Any]:
+    """Films per second of `count` files with the content of `film`, and the process's memory on the way in MiB."""
+    memory: list[float | None] = []
+    with tempfile.TemporaryDirectory() as folder:
+        films = [Path(folder) / "in" / f"{number:06}{film.suffix}" for number in range(count)]
+        films[0].parent.mkdir()
+        films[0].write_bytes(film.read_bytes())
+        for path in films[1:]:
+            path.hardlink_to(films[0])
+        run = run_films(
+            analyzer,
+            films,
+            Path(folder) / "out",
+            formats,
+            progress=lambda: memory.append(resident_mib()),
+        )
+    return {
+        "films": count,
+        "failed": run["failed"],
+        "formats": list(formats),
+        "films_per_second": run["films_per_second"],
+        "memory_mib": memory[:: max(1, count // 200)],
+    }
+
+
+def resident_mib() -> float | None:
+    """Memory that this process holds, in MiB; None where the system does not say (Linux does)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+#: Runs a command and prints its seconds and peak MiB. A process inherits the peak of the one that starts it (Linux,
+#: getrusage), so that a small one has to.
+_LAUNCH = """
+import json, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+seconds, peak = time.perf_counter() - start, None
+try:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+except ImportError:
+    pass
+print(json.dumps([seconds, peak]))
+sys.exit(status)
+"""
+
+
+def process(arguments: Sequence[str], repeats: int, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Wall time and peak memory of a whole Python process, `repeats` times."""
+    command = [sys.executable, "-S", "-c", _LAUNCH, sys.executable, *arguments]
+    found = [
+        json.loads(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=True).stdout)
+        for _ in range(repeats)
+    ]
+    seconds = [measured for measured, _ in found]
+    return {
+        "starts": repeats,
+        "median_s": float(np.median(seconds)),
+        "fastest_s": min(seconds),
+        "slowest_s": max(seconds),
+        "peak_mib": max((peak for _, peak in found if peak is not None), default=None),
+    }
+
+
+def cold_starts(film: Path, bundle: Bundle, repeats: int) -> dict[str, Any]:
+    """`lungscope analyze` of one film as a process of its own, files written: with an empty cache of compiled graphs
+    ("first"), and with a full one."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"LUNGSCOPE_CACHE": str(Path(folder) / "cache")}
+        command = ["-m", "lungscope.cli.main", "analyze", str(film), "--model", str(bundle.root)]
+        command += ["--out", str(Path(folder) / "out"), "--json"]
+        return {"first": process(command, 1, environment), "second": process(command, repeats, environment)}
+
+
+def demo_films(film: Path, folder: Path) -> dict[str, Path]:
+    """A DICOM film as 12-bit DICOM of 2048², and as 8-bit PNG of 2048² and of 256², in `folder`."""
+    found = {"DICOM 2048²": folder / "2048.dcm", "PNG 2048²": folder / "2048.png", "PNG 256²": folder / "256.png"}
+    pixels = read(film).pixels
+    large = np.clip(cv2.resize(pixels, (2048, 2048), interpolation=cv2.INTER_LINEAR), 0, 1)
+    small = np.clip(cv2.resize(pixels, (256, 256), interpolation=cv2.INTER_AREA), 0, 1)
+    for name, grid in (("PNG 2048²", large), ("PNG 256²", small)):
+        cv2.imwrite(str(found[name]), np.rint(255 * grid).astype(np.uint8))
+    dataset = dcmread(film)
+    for keyword in ("WindowCenter", "WindowWidth", "VOILUTSequence", "ModalityLUTSequence", "PixelPaddingValue"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.Rows = dataset.Columns = 2048
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+    dataset.PixelData = np.rint(4095 * large).astype("<u2").tobytes()
+    dataset.save_as(found["DICOM 2048²"])
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on; `load` is that of the last minute, before anything was measured."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {**processor(), "load": load, "cores": cores()}
+
+
+def latency_plot(result: Mapping[str, Any]) -> str:
+    """Single films, as SVG: a box for each contender and film."""
+    rows = [
+        Box(f"{rival}, {film}", rival, tuple(timing[name] for name in ("p5", "p25", "median", "p75", "p95")))
+        for film, measured in result["single_films"].items()
+        for rival, timing in measured["latency_ms"].items()
+    ]
+    return boxes("One film, from its file to its result", rows, "milliseconds")
+
+
+def memory_plot(result: Mapping[str, Any]) -> str:
+    """Memory over the films of each batch, as SVG."""
+    lines = []
+    for name, run in result["batches"].items():
+        step = run["films"] / max(1, len(run["memory_mib"]))
+        lines.append(Line(name, name, tuple((n * step, value) for n, value in enumerate(run["memory_mib"]))))
+    return curves("Memory over a batch", lines, "films", "MiB")
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """A result in words."""
+    machine = result["machine"]
+    yield f"{machine['name']}, {machine['cores']} cores, load {machine['load']}"
+    peaks = ", ".join(f"{kind} {peak:.0f} GFLOP/s" for kind, peak in result["networks"]["peak_gflops"].items())
+    yield f"peak in f32: {peaks}"
+    for name, graph in result["networks"]["graphs"].items():
+        times = ", ".join(f"{rival} {timing['median']:.1f} ms" for rival, timing in graph["ms"].items())
+        yield f"{name} at {graph['size']}², {graph['gflop']:.1f} GFLOP: {times}; {graph['of_peak']:.0%} of the peak"
+    for name, film in result["single_films"].items():
+        yield f"{name}: " + ", ".join(
+            f"{rival} {timing['median']:.0f} ms [{timing['p5']:.0f}, {timing['p95']:.0f}]"
+            for rival, timing in film["latency_ms"].items()
+        )
+        stages = ", ".join(f"{stage} {timing['median']:.1f}" for stage, timing in film["stages_ms"].items())
+        yield f"  stages in ms: {stages}"
+    for name, run in result["batches"].items():
+        peak = max((value for value in run["memory_mib"] if value is not None), default=None)
+        memory = "" if peak is None else f", at most {peak:.0f} MiB"
+        yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}"
+    for name, starts in result["processes"].items():
+        for which, start in starts.items():
+            memory = "" if start["peak_mib"] is None else f", at most {start['peak_mib']:.0f} MiB"
+            yield f"{name}, {which} start: {start['median_s']:.2f} s{memory}"
