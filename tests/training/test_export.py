@@ -55,7 +55,7 @@ def films(n: int = 4) -> np.ndarray:
 
 
 def trained_classifier(folder: Path, name: str) -> Trained:
-    facts = {"network": name, "size": SMALL[name], "labels": LABELS, "shown": "lungs", "margin": 0.05}
+    facts = {"network": name, "size": SMALL[name], "labels": LABELS, "shown": "lungs", "crop": True, "margin": 0.05}
     save_weights(awake_classifier(name, SMALL[name]), folder / "weights.safetensors", facts)
     return Trained.open(folder)
 
