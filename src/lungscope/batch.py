@@ -147,8 +147,9 @@ def run_films(
         "precision": analyzer.precision,
         "versions": analyzer.versions,
     }
-    end_run(out, run, formats)
+    # First, so that the next run knows what to remove where this one ends before its pages are whole.
     write_json(out / RUN, run)
+    end_run(out, run, formats)
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lungscope.evaluation import plots
 from lungscope.evaluation.benchmark import Kind, load_cells, tables
 from lungscope.evaluation.tables import render
 from programs import python
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 PHASES = [{"size": 96, "epochs": 2, "lr": 0.001, "films": 0}]
 BUDGET = {"name": "cpu", "reason": "For tests.", "sha256": "ab" * 32, "recipe": {"phases": PHASES, "batch": 8}}
@@ -31,6 +34,9 @@ def cell(kind: Kind, network: str, variant: str | None = None, shown: str | None
         "variant": variant,
         "reason": None if variant is None else f"{variant} of old",
         "changes": {},
+        "crop": None,
+        "members": None,
+        "segmenter": None,
         "seed": 0,
         "input": shown,
         "budget": BUDGET,
@@ -72,6 +78,7 @@ def classifier(network: str, predicted: str, shown: str = "lungs", variant: str 
         "intervals": dict.fromkeys(("accuracy", "macro_f1", "macro_auc", "ece"), span),
         "uncalibrated": {"log_loss": 0.4, "ece": 0.05},
         "conformal": {"coverage": 0.96},
+        "failed": [],
         "classes": {"A": rates, "B": rates},
         "class_intervals": {k: {n: [0.4, 0.7] for n in ("sensitivity", "specificity", "f1")} for k in "AB"},
         "per_film": [
@@ -137,7 +144,7 @@ def test_pairs_gaps_and_table_4(tmp_path: Path) -> None:
     assert table4.rows[0][1:5] == ("0.1590", "0.9580", "0.1440", "0.9549")
     assert table4.rows[0][-1] == "-0.0549"
     # coatnet0 alone is right on the last two, resnet50 alone on the eighth: 2 * (1 + 3) / 8 = 1.
-    assert found["Pairs of networks, lungs alone"].rows == (("coatnet0", "resnet50", "2", "1", "1"),)
+    assert found["Pairs of networks, lungs alone"].rows == (("coatnet0", "resnet50", "10", "2", "1", "1"),)
     controls = found["What the networks see: lungs, film, background"]
     assert controls.rows[0][-1].startswith("+0.1000 [")
     assert controls.rows[1][-1] == "–"
@@ -158,6 +165,17 @@ def test_the_same_results_give_the_same_bytes(kind: Kind, tmp_path: Path) -> Non
         if path.suffix == ".svg":
             assert ElementTree.fromstring(path.read_text(encoding="utf-8")).tag.endswith("svg")
     assert "per_film" not in (one / f"{kind}.json").read_text()
+
+
+@pytest.mark.parametrize("folder", sorted({path.parents[1] for path in RESULTS.glob("*/*/*-seed*.json")}), ids=str)
+def test_the_pages_in_docs_are_made_of_the_results_beside_them(folder: Path, tmp_path: Path) -> None:
+    for kind in ("segmentation", "classification"):
+        if (folder / kind).is_dir():
+            shutil.copytree(folder / kind, tmp_path / kind)
+            pages = render(tmp_path, kind)
+            assert {path.name for path in pages} == {path.name for path in folder.glob(f"{kind}*.*")}
+            for path in pages:
+                assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
 def test_rendering_needs_no_torch(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -22,11 +22,11 @@ from pydicom import Dataset, uid
 from pynetdicom import AE
 
 from bundles import write_bundle
-from lungscope.errors import UsageError
+from lungscope.errors import DeliveryError, UsageError
 from lungscope.pacs import node as node_module
 from lungscope.pacs import send as send_module
 from lungscope.pacs.node import Address, Node
-from lungscope.pacs.send import Tls, destination
+from lungscope.pacs.send import DicomWeb, Tls, destination
 from lungscope.pacs.spool import STAGES, Spool
 from lungscope.pipeline import Analyzer
 from lungscope.readers.dicom import DECODERS, SOP_CLASSES
@@ -228,6 +228,49 @@ def test_an_archive_that_is_full_gets_its_results_later(run: Callable[..., Any],
         send(node.port, [film()])
         node.settled(sent=1)
     assert archive.modalities == MODALITIES
+
+
+class Picky:
+    """A destination that breaks down over the objects of one patient, and takes all others."""
+
+    name = "picky"
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    @contextmanager
+    def connect(self, items: Sequence[Dataset]) -> Iterator[Picky]:
+        yield self
+
+    def store(self, item: Dataset) -> None:
+        if item.PatientID == "P0":
+            raise DeliveryError("500")
+        self.taken.append(item.PatientID)
+
+    def has(self, item: Dataset) -> bool:
+        return False
+
+
+def test_a_delivery_that_breaks_the_destination_holds_up_no_other(
+    run: Callable[..., Any], archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picky = Picky()
+    monkeypatch.setitem(globals(), "destination", lambda *arguments, **options: picky)
+    with run("picky") as node:
+        for number in range(3):
+            send(node.port, [film(number, PatientID=f"P{number}", StudyInstanceUID=f"1.2.3.{number}")])
+        node.settled(results=1, sent=2)
+        assert picky.taken == ["P1"] * len(KINDS) + ["P2"] * len(KINDS)
+
+
+def test_no_authority_but_the_one_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/elsewhere.pem")
+    tls = Tls(Path("cert.pem"), Path("key.pem"), Path("ca.pem"))
+    there = DicomWeb("https://127.0.0.1/dicom-web", tls)
+    settings = there._client._session.merge_environment_settings("https://127.0.0.1/", {}, None, None, None)
+    assert settings["verify"] == "ca.pem"
+    with pytest.raises(UsageError, match="is not encrypted"):
+        destination("http://127.0.0.1/dicom-web", aet="LUNGSCOPE", tls=tls)
 
 
 def test_what_is_refused_again_and_again_is_put_away(run: Callable[..., Any], archive: Archive) -> None:

@@ -206,9 +206,9 @@ def _run(
             continue
         try:
             bench.run(cell)
-        except LungscopeError as error:
+        except (LungscopeError, RuntimeError, ValueError) as error:
             failed[cell.name] = str(error)
-            logging.getLogger(__name__).error("%s: %s", cell.name, error)
+            logging.getLogger(__name__).exception("%s", cell.name)
     return failed
 
 

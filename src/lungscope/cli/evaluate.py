@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,9 +19,11 @@ from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.evaluation.card import recorded_controls
 from lungscope.evaluation.provenance import facts
+from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import number, with_interval
 from lungscope.writers.atomic import write_text
+from lungscope.writers.json import dumps
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a bundle. Numbers come from the path that ships, with 95 % intervals."
@@ -113,7 +113,7 @@ def pipeline(
     """The whole way: severity beside radiologists' scores, evidence beside drawn disease, and what failed."""
     if severity is None and lesions is None:
         raise UsageError("Nothing to evaluate on. Give --severity, --lesions or both.")
-    analyzer = Analyzer(locate(model), device=device, streams=os.cpu_count())
+    analyzer = Analyzer(locate(model), device=device, streams=cores())
     result = facts(analyzer, split or [])
     if severity is not None:
         parts = Split.read_all(split or [])
@@ -126,7 +126,7 @@ def pipeline(
 
 def _ready(model: str | None, device: str, split: list[Path], part: str) -> tuple[Analyzer, Split]:
     look_up(part, PARTS, what="part")
-    return Analyzer(locate(model), device=device, streams=os.cpu_count()), Split.read_all(split)
+    return Analyzer(locate(model), device=device, streams=cores()), Split.read_all(split)
 
 
 def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) ->
 
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    text = json.dumps(result, indent=1, allow_nan=False)
+    text = dumps(result, indent=1)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from lungscope.evaluation import scoring
 from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
 from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.evaluation.provenance import facts
+from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 
@@ -77,7 +77,7 @@ def export(
     console.print(f"{bundle.root}: graphs written, parity gates passed")
     labelled = [store for store in stores if any(record.label for record in store.records)]
     if bundle.classifier is not None and labelled:
-        analyzer = Analyzer(bundle, streams=os.cpu_count())
+        analyzer = Analyzer(bundle, streams=cores())
         found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
         temperature = fit_temperature(logits, truth)
@@ -95,7 +95,7 @@ def export(
             f"(validation, n = {len(truth)})"
         )
     if metrics:
-        analyzer = Analyzer(bundle, streams=os.cpu_count())
+        analyzer = Analyzer(bundle, streams=cores())
         result = facts(analyzer, split) | _measure(analyzer, stores, parts, lesions, severity)
         bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
         console.print("measured on the test parts")

@@ -57,22 +57,19 @@ TITLES = {"unet": "Table 1: U-Net", "linknet": "Table 2: LinkNet", "fpn": "Table
 
 SEGMENTATION_NOTES = (
     "The paper's IoU is above its Dice in every row. For one pair of masks Dice = 2 IoU / (1 + IoU) is never below "
-    "IoU, so "
-    "that its two columns were not computed as they are here (strict, for each film, then averaged).",
+    "IoU, so that its two columns were not computed as they are here (strict, for each film, then averaged).",
     "The paper splits at random over films of which many are duplicates of one another; here no duplicate group and no "
     "patient is on two sides.",
     "The paper scores masks of all three classes. Here Viral Pneumonia films have masks; those of the other classes "
-    "are "
-    "not at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
+    "are not at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
 )
 CLASSIFICATION_NOTES = (
-    "The paper splits at random over films of which many are duplicates of one another; here no duplicate group is "
-    "on two "
-    "sides, which costs accuracy.",
-    "The paper's lungs were found by its ensemble; here by one segmenter, named in every cell.",
+    "The paper splits at random over films of which many are duplicates of one another; here no duplicate group is on "
+    "two sides, which costs accuracy.",
+    "The paper's lungs were found by its ensemble; here by one segmenter, whose SHA-256 is in every cell.",
     "In this data class, source and age go together. What a network reads from the background is not about lungs; "
-    "where the "
-    "background alone is told as well as the lungs, accuracy on this data does not show that lungs were read.",
+    "where the background alone is told as well as the lungs, accuracy on this data does not show that lungs were "
+    "read.",
 )
 
 
@@ -125,7 +122,7 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
         cells.append(cell)
     if not cells:
         raise DataError(f"{folder}: no results. Make some: lungscope benchmark {kind} --budget … --data … --split …")
-    for what in ("budget", "parts"):
+    for what in ("budget", "parts", "segmenter"):
         digests = {json.dumps(identity(cell)[what]): cell["name"] for cell in cells}
         if len(digests) > 1:
             raise DataError(
@@ -138,8 +135,9 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
 
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
     """What a result is the result of; two that agree in it are the same cell of the same grid."""
-    keys = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "parts")
-    return {**{key: cell[key] for key in keys}, "budget": [cell["budget"]["name"], cell["budget"]["sha256"]]}
+    what = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "crop", "members")
+    made = ("segmenter", "parts")
+    return {**{key: cell[key] for key in what + made}, "budget": [cell["budget"]["name"], cell["budget"]["sha256"]]}
 
 
 def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
@@ -250,9 +248,9 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
         "training, minutes",
     )
     note = (
-        "Differences are over the same films, with bootstrap intervals over duplicate groups; where an interval "
-        "holds 0 the "
-        "two are not told apart. Times are of the machine named in each cell, which may have been busy with other work."
+        "Differences are over the same films, with bootstrap intervals over duplicate groups; where an interval holds "
+        "0 the two are not told apart. Times are of the machine named in each cell, which may have been busy with "
+        "other work."
     )
     return Table(f"All networks on {store}, by Dice", columns, tuple(rows), note)
 
@@ -278,8 +276,7 @@ def _ensemble(pooled: Sequence[dict[str, Any]], members: Sequence[dict[str, Any]
     )
     note = (
         "The paper pools to 'maximise the segmented image area': recall of lung is the share of the drawn lungs that "
-        "is found; what "
-        "a union wins there it can lose in precision."
+        "is found; what a union wins there it can lose in precision."
     )
     return Table(
         "The ensemble and its members",
@@ -321,8 +318,10 @@ def _classification_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
     if len({cell["input"] for cell in plain}) > 1:
         yield _controls(plain)
     if pairs := list(_pairs(cells)):
-        rows = tuple((p.first, p.second, str(p.only_first), str(p.only_second), f"{p.p:.2g}") for p in pairs)
-        columns = ("network", "other", "only the one is right", "only the other is right", "p")
+        rows = tuple(
+            (p.first, p.second, str(p.films), str(p.only_first), str(p.only_second), f"{p.p:.2g}") for p in pairs
+        )
+        columns = ("network", "other", "n", "only the one is right", "only the other is right", "p")
         note = "McNemar's test, exact, two-sided, on the films of the test part; not corrected for the number of pairs."
         yield Table("Pairs of networks, lungs alone", columns, rows, note)
     if varied := [cell for cell in cells if cell["variant"] is not None]:
@@ -366,6 +365,7 @@ def _more(cells: Sequence[dict[str, Any]]) -> Table:
             with_interval(test["ece"], test["intervals"]["ece"]),
             number(test["temperature"], 2),
             f"{test['conformal']['coverage']:.3f}",
+            str(len(test["failed"])),
             f"{cell['parameters'] / 1e6:.1f}",
             f"{cell['latency_ms']['fastest']:.0f}",
             f"{cell['training']['seconds'] / 60:.0f}",
@@ -381,6 +381,7 @@ def _more(cells: Sequence[dict[str, Any]]) -> Table:
         "ECE after [95 %]",
         "temperature",
         "coverage of 95 % sets",
+        "films failed",
         "parameters, millions",
         "fastest film, ms",
         "training, minutes",
@@ -418,8 +419,7 @@ def _controls(cells: Sequence[dict[str, Any]]) -> Table:
     columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in INPUTS), "background − lungs [95 %]")
     note = (
         "One budget for all. A background that tells as much as the lungs means that what is learnt easily on this "
-        "data is not "
-        "about lungs."
+        "data is not about lungs."
     )
     return Table("What the networks see: lungs, film, background", columns, tuple(rows), note)
 

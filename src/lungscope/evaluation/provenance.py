@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lungscope.bundle import sha256_of
-from lungscope.hardware import processor
+from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
 
 
@@ -25,7 +24,7 @@ def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
         "versions": analyzer.versions,
         "hardware": {
             "processor": processor()["name"],
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "device": analyzer.device,
             "precision": analyzer.precision,
         },
@@ -33,12 +32,14 @@ def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this file belongs to; None for an installed package, or without git."""
+    """The commit of the checkout that this file belongs to, "-dirty" where files differ from it; None for an installed
+    package, or without git."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode == 0
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip()
+    return head.stdout.strip() + ("" if same else "-dirty")

@@ -259,7 +259,9 @@ def memory_plot(result: Mapping[str, Any]) -> str:
     lines = []
     for name, run in result["batches"].items():
         step = run["films"] / max(1, len(run["memory_mib"]))
-        lines.append(Line(name, name, tuple((n * step, value) for n, value in enumerate(run["memory_mib"]))))
+        points = tuple((n * step, value) for n, value in enumerate(run["memory_mib"]) if value is not None)
+        if points:
+            lines.append(Line(name, name, points))
     return curves("Memory over a batch", lines, "films", "MiB")
 
 

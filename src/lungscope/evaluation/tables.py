@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -92,14 +93,13 @@ def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
             for cell in cells
         }
     )
-    commits = sorted({str(cell["commit"] or "unknown")[:12] for cell in cells})
+    commits = sorted({re.sub("(?<=^.{12})[0-9a-f]+", "", cell["commit"] or "unknown") for cell in cells})
     films = cells[0]["films"]
     return [
         f"{len(cells)} results. Budget: {phases}, batches of {recipe['batch']}, from random weights; "
         f"{cells[0]['budget']['reason']}",
         f"Films: {films['train']} to train, {films['val']} to validate; scores are of the test part, through the "
-        "path that ships, "
-        "with 95 % bootstrap intervals over duplicate groups or patients.",
+        "path that ships, with 95 % bootstrap intervals over duplicate groups or patients.",
         f"Trained on: {'; '.join(hardware)}. Commits: {', '.join(commits)}.",
     ]
 

@@ -32,6 +32,8 @@ LOOK = 0.5
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 #: A delivery that was refused this often is put away.
 REFUSALS = 10
+#: So many deliveries in a row that fail before any gets through mean that the destination is away.
+FIRST_ONES = 3
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Node:
         self._quiet_seconds, self._deidentifier = quiet_seconds, deidentifier
         self._metrics = Metrics(spool)
         self._stop, self._films, self._results = Event(), Event(), Event()
-        #: By the key of a delivery that was refused: when it is due again, and how often it was refused.
-        self._refusals: dict[str, tuple[float, int]] = {}
+        #: By the key of a delivery that failed: when it is due again, how often it failed, how often it was refused.
+        self._waits: dict[str, tuple[float, int, int]] = {}
         self._threads = [
             Thread(target=self._repeat, args=(step, wake), name=name, daemon=True)
             for name, step, wake in (
@@ -176,22 +178,33 @@ class Node:
         return {kind: encode(item) for kind, item in made.items()}, facts
 
     def _deliver_due(self) -> bool:
-        """Send every delivery that is due. False where none is. Raises DeliveryError where the destination is away."""
-        due = [path for path in self._spool.deliveries() if self._refusals.get(path.name, (0, 0))[0] <= monotonic()]
+        """Send every delivery that is due. False where none is. Raises DeliveryError where the destination is away: the
+        first ones fail, and none gets through. One that fails among others waits alone."""
+        due = [path for path in self._spool.deliveries() if self._waits.get(path.name, (0, 0, 0))[0] <= monotonic()]
+        failed: dict[Path, DeliveryError | OSError] = {}
+        through = False
         for delivery in due:
             if self._stop.is_set():
                 break
             try:
                 with self._metrics.delivery_seconds.time():
                     self._deliver(delivery)
-                self._refusals.pop(delivery.name, None)
+                self._waits.pop(delivery.name, None)
+                through = True
                 LOGGER.info("sent %s", delivery.name)
             except RefusedError as error:
+                through = True
                 self._refused(delivery, error)
-            except (DeliveryError, OSError):
-                raise
+            except (DeliveryError, OSError) as error:
+                failed[delivery] = error
+                if not through and len(failed) == FIRST_ONES:
+                    raise
             except Exception as error:  # an object that was altered on the disk; the others are none the worse for it
                 self._refused(delivery, RefusedError(f"{type(error).__name__}: {error}", code="internal"))
+        for delivery, reason in failed.items():
+            if not through:
+                raise reason
+            self._later(delivery, reason)
         return bool(due)
 
     def _deliver(self, delivery: Path) -> None:
@@ -208,16 +221,22 @@ class Node:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._spool.finish(delivery, {"sent": now, "destination": self._destination.name})
 
+    def _later(self, delivery: Path, error: Exception) -> None:
+        """Let a delivery wait, longer each time, without the others waiting for it."""
+        _, times, refusals = self._waits.get(delivery.name, (0.0, 0, 0))
+        pause = min(FIRST_PAUSE * 2 ** min(times + 1, 10), LONGEST_PAUSE)
+        self._metrics.pauses.labels(getattr(error, "code", "os")).inc()
+        LOGGER.warning("%s (%s again in %.0f s)", error, delivery.name, pause)
+        self._waits[delivery.name] = monotonic() + pause, times + 1, refusals + isinstance(error, RefusedError)
+
     def _refused(self, delivery: Path, error: RefusedError) -> None:
         """Try a delivery later, without the others waiting for it; or, after `REFUSALS`, never."""
-        times = self._refusals.get(delivery.name, (0.0, 0))[1] + 1
-        self._metrics.pauses.labels(error.code).inc()
+        times = self._waits.get(delivery.name, (0.0, 0, 0))[2] + 1
         if times < REFUSALS:
-            pause = min(FIRST_PAUSE * 2**times, LONGEST_PAUSE)
-            LOGGER.warning("%s (%s again in %.0f s)", error, delivery.name, pause)
-            self._refusals[delivery.name] = monotonic() + pause, times
+            self._later(delivery, error)
             return
+        self._metrics.pauses.labels(error.code).inc()
         LOGGER.error("%s (%s put away after %d tries)", error, delivery.name, times)
-        self._refusals.pop(delivery.name, None)
+        self._waits.pop(delivery.name, None)
         self._spool.refuse(delivery, error.code, str(error))
         self._metrics.failed.labels(error.code).inc()

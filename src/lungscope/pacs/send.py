@@ -167,12 +167,22 @@ class _Association:
         return any(context.abstract_syntax == sop_class for context in self._association.accepted_contexts)
 
 
+class _Session(requests.Session):
+    """Takes the authorities that it was given, whatever REQUESTS_CA_BUNDLE in the environment says."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        own = self.verify if verify is None else verify
+        return super().merge_environment_settings(url, proxies, stream, own, cert)
+
+
 class DicomWeb:
     """Sends by STOW-RS. The user's .netrc may hold a name and password for the server."""
 
     def __init__(self, url: str, tls: Tls | None) -> None:
         self.name = url.rstrip("/")
-        session = requests.Session()
+        if tls is not None and not url.startswith("https:"):
+            raise UsageError(f"--send-to {url!r} is not encrypted, and TLS was asked for. Name its https address.")
+        session = _Session()
         if tls is not None:
             session.verify, session.cert = str(tls.authorities), (str(tls.certificate), str(tls.key))
         try:

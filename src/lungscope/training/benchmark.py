@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from lungscope.evaluation import scoring
 from lungscope.evaluation.benchmark import SCHEMA_VERSION, Cell, identity
 from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
 from lungscope.evaluation.provenance import facts
+from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.readers import read
 from lungscope.report import Report
@@ -36,6 +36,7 @@ from lungscope.training.networks import build_classifier, build_segmenter
 from lungscope.training.recipe import as_table, load_recipe
 from lungscope.training.segmenter import train_segmenter
 from lungscope.writers.atomic import write_text
+from lungscope.writers.json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +84,14 @@ class Bench:
         log.info("%s", cell.name)
         measured = self._ensemble(cell) if cell.network == "ensemble" else self._network(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**document, **measured}, indent=1, allow_nan=False) + "\n")
+        write_text(path, dumps({**document, **measured}, indent=1) + "\n")
         return path
 
     def _identity(self, cell: Cell) -> dict[str, Any]:
         """What says whether two results belong together."""
-        recipe = as_table(load_recipe(self.budget.grid(cell.kind).recipe))
+        grid = self.budget.grid(cell.kind)
+        found_by = {weights.path.name: weights.sha256 for weights in self.segmenter.segmenter.members}
+        recipe = as_table(load_recipe(grid.recipe))
         for key in ("network", "reason"):
             recipe.pop(key)
         recipe = json.loads(json.dumps(recipe))
@@ -104,6 +107,9 @@ class Bench:
             "changes": {} if variant is None else variant.changes,
             "seed": cell.seed,
             "input": cell.input,
+            "crop": None if variant is None else variant.crop,
+            "members": list(grid.ensemble) if cell.network == "ensemble" else None,
+            "segmenter": None if cell.kind == "segmentation" else found_by,
             "budget": {
                 "name": self.budget_name,
                 "reason": " ".join(self.budget.reason.split()),
@@ -194,7 +200,6 @@ class Bench:
             "weights_sha256": [sha256_of(run.weights) for run in trained],
         }
         return {
-            "members": [row["network"] for row in rows],
             "films": rows[0]["films"],
             "parameters": sum(row["parameters"] for row in rows),
             "training": training,
@@ -225,14 +230,14 @@ def _training(trained: Trained, run: Path) -> dict[str, Any]:
 
 
 def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
-    analyzer = Analyzer(bundle, streams=os.cpu_count())
+    analyzer = Analyzer(bundle, streams=cores())
     stores = [scoring.score_segmenter(analyzer, store, split, "test") for store, split in data]
-    return {"stores": _rounded(stores)}
+    return {"stores": stores}
 
 
 def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
     """Temperature and conformal sets are fitted on validation, and put into the bundle that is then scored."""
-    analyzer = Analyzer(bundle, streams=os.cpu_count())
+    analyzer = Analyzer(bundle, streams=cores())
     val = _joined([scoring.predict(analyzer, store, split, "val") for store, split in data])
     temperature = fit_temperature(val.logits, val.truth)
     conformal = fit_conformal(softmax(val.logits, temperature), val.truth, COVERAGE)
@@ -243,7 +248,7 @@ def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> di
     scores["uncalibrated"] = {name: plain["test"][name] for name in ("log_loss", "brier", "ece")}
     return {
         "val": {name: plain["val"][name] for name in ("films", "accuracy", "macro_f1", "log_loss", "ece")},
-        "test": _rounded(scores),
+        "test": scores,
     }
 
 
@@ -275,12 +280,3 @@ def _latency(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], stage: str
 
 def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers to six digits: results are kept for every film."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value

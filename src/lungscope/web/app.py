@@ -306,7 +306,7 @@ async def part(
     if made is None:
         raise NotFoundError(f"A result has no part {part!r}. It has {', '.join(PARTS)}.")
     if job.error is not None:
-        raise job.error
+        raise job.error.with_traceback(None)
     report = job.report
     if report is None:
         raise NotReadyError(f"{job.name} is still {job.status}. Follow its events, then ask again.")
@@ -406,7 +406,7 @@ async def _created(job: Job, service: Service, response: Response, wait: bool) -
     await job.wait()
     if job.error is not None:
         service.jobs.delete(job)
-        raise job.error
+        raise job.error.with_traceback(None)
     if job.status == "deleted":
         raise NotFoundError(f"{job.name} was removed before it was done.")
     response.status_code = 200

@@ -201,11 +201,14 @@ class Jobs:
         loop = asyncio.get_running_loop()
         try:
             parked = await loop.run_in_executor(self._pool, self._analyze, job, upload, loop.call_soon_threadsafe)
-            if parked is not None and job.status == "done":
-                job.report = parked
-                job.stored = sum(path.stat().st_size for path in job.folder.iterdir())
-                self._make_room(job)
+            if parked is not None:
+                if job.status == "done":
+                    job.report = parked
+                # Before its files count as stored, so that they are there for as long as they are written from.
                 await loop.run_in_executor(self._pool, self._write, job, parked)
+                if job.status == "done":
+                    job.stored = sum(path.stat().st_size for path in job.folder.iterdir())
+                    self._make_room(job)
         except LungscopeError as error:
             self._fail(job, error)
         except Exception as error:

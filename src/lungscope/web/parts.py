@@ -192,7 +192,7 @@ PARTS: dict[str, Part] = {
     "report.json": Part(
         "application/json",
         "Every number: the content of `Report.to_json`.",
-        lambda job, report: dumps(job.document).encode("ascii"),
+        lambda job, report: dumps(report.to_json()).encode("ascii"),
     ),
     "film.png": Part(
         "image/png",

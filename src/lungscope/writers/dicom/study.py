@@ -92,7 +92,11 @@ class Study:
     def uid(self, *names: str) -> UID:
         """A UID for what `names` say, always the same for one film analysed with the same weights in the same way."""
         run = self.report.run
+        answer = self.report.classification
+        # Weights calibrated anew give other answers.
+        calibration = "" if answer is None else f"{answer.temperature} {answer.conformal}"
         how = (run.versions["lungscope"], *sorted(run.weights.values()), run.device, run.precision)
+        how += (run.bundle, run.bundle_version, calibration)
         return _uid(self.film.SOPInstanceUID, self.report.source.sha256, *how, *names)
 
     @property
