@@ -123,6 +123,7 @@ def test_a_failed_film_counts_as_no_lungs(analyzer: Analyzer, store: tuple[Store
     result = score_segmenter(analyzer, *store, "test")
     rows = {row["id"]: row for row in result["per_film"]}
     assert (result["films"], result["failed"]) == (4, 1)
+    json.dumps(result, allow_nan=False)
     assert rows["broken"]["dice"] == 0 and rows["broken"]["failure"]
     good = [rows[name]["dice"] for name in "abc"]
     assert min(good) > 0.85
@@ -201,7 +202,8 @@ def test_lesions_are_looked_for_inside_the_found_lungs(analyzer: Analyzer, lesio
     result = score_lesions(analyzer, lesions)
     films = {row["id"]: row for row in result["per_film"]}
     assert (result["films"], result["failed"]) == (3, 1)
-    assert np.isnan(films["healthy.png"]["coverage"]), "no disease is drawn"
+    json.dumps(result, allow_nan=False)
+    assert films["healthy.png"]["coverage"] is None, "no disease is drawn"
     assert films["ill.png"]["coverage"] > 0.8
     assert films["ill.png"]["precision"] > 0.9
     assert 0 < films["ill.png"]["disease_share"] < 0.5

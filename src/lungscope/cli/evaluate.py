@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,6 @@ from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import number, with_interval
 from lungscope.writers.atomic import write_text
-from lungscope.writers.json import dumps
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a bundle. Numbers come from the path that ships, with 95 % intervals."
@@ -137,7 +137,7 @@ def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) ->
 
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    text = dumps(result, indent=1)
+    text = json.dumps(result, indent=1, allow_nan=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text + "\n")

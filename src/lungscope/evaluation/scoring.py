@@ -98,7 +98,9 @@ def score_segmenter(
             raise DataError(f"{path}: the mask is empty. Import the set again")
         failed = isinstance(mask, Failure)
         predicted = np.zeros(truth.shape, np.bool_) if failed else on_grid(mask, truth.shape)
-        scores = {name: float(value[0]) for name, value in metrics.score_masks(predicted, truth).items()}
+        scores = {
+            name: metrics.or_null(float(value[0])) for name, value in metrics.score_masks(predicted, truth).items()
+        }
         rows.append({"id": record.id, "group": group, "failure": mask.message if failed else None, **scores})
     names = ("dice", "iou", "binary_accuracy", "hd95", "coverage", "precision")
     worst = sorted(rows, key=lambda row: row["dice"])[: max(1, round(WORST * len(rows)))]
@@ -328,7 +330,10 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
         "films": len(films),
         "failed": sum(film["failure"] is not None for film in films),
         "scores": scores,
-        "per_film": films,
+        "per_film": [
+            {name: metrics.or_null(value) if isinstance(value, float) else value for name, value in film.items()}
+            for film in films
+        ],
     }
 
 
