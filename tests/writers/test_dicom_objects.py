@@ -446,7 +446,8 @@ def test_a_film_that_lies_where_its_results_would_go_is_left_alone(analyzer: Ana
     before = film.read_bytes()
     run = run_films(analyzer, [film], tmp_path, ["dicom"])
     assert run["failed"] == 1
-    assert "Name another --out" in run["rows"][0]["error"]["message"]
+    (row,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert "Name another --out" in row["error"]["message"]
     assert film.read_bytes() == before
 
 
