@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 from pathlib import Path
@@ -36,3 +37,11 @@ def processor() -> dict[str, Any]:
         "bf16",
     )
     return {"name": name, "cores": cores(), "features": [flag for flag in wanted if flag in flags]}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

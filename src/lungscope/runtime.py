@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,7 +234,8 @@ def _openvino() -> Any:
         import openvino
 
         return openvino
-    sys.modules[converter] = None  # type: ignore[assignment]
+    # An entry of None makes an import fail at once (Python's reference, 5.3.1); typeshed does not know of it.
+    cast(dict[str, Any], sys.modules)[converter] = None
     try:
         import openvino
     finally:

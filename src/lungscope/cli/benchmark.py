@@ -113,11 +113,14 @@ def runtime(
     """
     if not alone and not all(map(find_spec, ("torch", "timm", "segmentation_models_pytorch", "safetensors", "onnx"))):
         raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train")
+    given = {path.name: path for path in film or []}
+    if len(given) < len(film or []):
+        raise UsageError("--film: two files have one name, and results go by names. Rename one of them.")
     bundle = Bundle.load(locate(model))
     starts = max(3, repeats // 5)
     result: dict[str, Any] = {"commit": commit(), "machine": speed.machine()}
     with TemporaryDirectory() as folder:
-        measured = {path.name: path for path in film or []} or speed.demo_films(demo_film(), Path(folder))
+        measured = given or speed.demo_films(demo_film(), Path(folder))
         paths = list(measured.values())
         # Batches come before PyTorch is in this process, and counts as its memory.
         many = Analyzer(bundle, device=device, streams=cores())
@@ -129,9 +132,9 @@ def runtime(
         result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts)}
         eager, graphs = {}, {}
         if not alone:
-            from lungscope.training import rivals
+            from lungscope.training import baselines
 
-            eager, graphs = {"eager PyTorch": rivals.Eager(bundle).analyze}, rivals.graphs(bundle)
+            eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
             command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
             result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
         analyzer = Analyzer(bundle, device=device)
@@ -154,7 +157,7 @@ _EAGER = """
 import sys
 from pathlib import Path
 from lungscope.bundle import Bundle
-from lungscope.training.rivals import Eager
+from lungscope.training.baselines import Eager
 Eager(Bundle.load(Path(sys.argv[1]))).analyze(Path(sys.argv[2]))
 """
 

@@ -15,7 +15,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation import scoring
-from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
+from lungscope.evaluation.calibration import COVERAGE, calibrate
 from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
@@ -23,9 +23,6 @@ from lungscope.pipeline import Analyzer
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 
 app = typer.Typer()
-
-#: Share of each class's films whose conformal set is to hold the class.
-COVERAGE = 0.95
 
 
 @app.command()
@@ -80,8 +77,7 @@ def export(
         analyzer = Analyzer(bundle, streams=cores())
         found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
-        temperature = fit_temperature(logits, truth)
-        conformal = fit_conformal(softmax(logits, temperature), truth, COVERAGE)
+        temperature, conformal = calibrate(logits, truth)
         bundle = amend_bundle(bundle, temperature=temperature, conformal=conformal)
         for label, threshold in zip(found[0].labels, conformal.thresholds, strict=True):
             if not threshold:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import signal
@@ -16,6 +15,7 @@ import typer
 
 from lungscope.bundle import locate
 from lungscope.errors import UsageError
+from lungscope.hardware import is_loopback
 from lungscope.pacs.deidentify import Deidentifier
 from lungscope.pacs.node import Address, Node
 from lungscope.pacs.send import Tls, destination
@@ -108,14 +108,6 @@ def check_title(title: str) -> None:
     """Raises UsageError for what is no AE title (PS3.5 6.2: 16 characters at most, no backslash, not only spaces)."""
     if not title.strip() or len(title) > 16 or "\\" in title or not (title.isascii() and title.isprintable()):
         raise UsageError(f"{title!r} is no AE title. It has 1 to 16 ASCII characters, no backslash.")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def log_to(as_json: bool) -> None:

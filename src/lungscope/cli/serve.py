@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import json
 import platform
 import socket
@@ -17,6 +16,7 @@ from rich.console import Console
 from lungscope.bundle import locate
 from lungscope.cli.analyze import demo_film
 from lungscope.errors import MissingExtraError, UsageError
+from lungscope.hardware import is_loopback
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER
 from lungscope.web.app import create_app
@@ -128,7 +128,7 @@ def _url(listener: socket.socket) -> str:
 def _greet(url: str, host: str) -> None:
     console = Console()
     console.print(f"lungscope at {url}  (Ctrl-C stops it)", highlight=False, soft_wrap=True)
-    if not _is_loopback(host):
+    if not is_loopback(host):
         console.print(
             f"[yellow]Whoever reaches {host} can use it: there is no password and no encryption here. docs/web.md says "
             "how to run it behind a proxy that has both.[/yellow]",
@@ -136,10 +136,3 @@ def _greet(url: str, host: str) -> None:
             soft_wrap=True,
         )
     console.print(f"[dim]{DISCLAIMER}[/dim]")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

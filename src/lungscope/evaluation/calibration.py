@@ -17,6 +17,8 @@ from lungscope.stages.classification import Conformal
 #: Temperatures that are looked at. Where the logits separate the films perfectly the best one is 0, and a value at or
 #: near the lower bound is returned.
 BOUNDS = (0.05, 20.0)
+#: Share of each class's films whose conformal set is to hold the class.
+COVERAGE = 0.95
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
@@ -52,6 +54,12 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
         nll = [negative_log_likelihood(scores, classes, math.exp(x)) for x in (left, right)]
         low, high = (low, right) if nll[0] < nll[1] else (left, high)
     return math.exp((low + high) / 2)
+
+
+def calibrate(logits: ArrayLike, truth: ArrayLike) -> tuple[float, Conformal]:
+    """Temperature and conformal sets of `COVERAGE`, both fitted on the same held-out logits [N, K] and classes [N]."""
+    temperature = fit_temperature(logits, truth)
+    return temperature, fit_conformal(softmax(logits, temperature), truth, COVERAGE)
 
 
 def fit_conformal(probabilities: ArrayLike, truth: ArrayLike, coverage: float) -> Conformal:

@@ -101,7 +101,9 @@ def score_segmenter(
         scores = {
             name: metrics.or_null(float(value[0])) for name, value in metrics.score_masks(predicted, truth).items()
         }
-        rows.append({"id": record.id, "group": group, "failure": mask.message if failed else None, **scores})
+        rows.append(
+            {"id": record.id, "group": group, "failure": _why(mask, record.image) if failed else None, **scores}
+        )
     names = ("dice", "iou", "binary_accuracy", "hd95", "coverage", "precision")
     worst = sorted(rows, key=lambda row: row["dice"])[: max(1, round(WORST * len(rows)))]
     return {
@@ -163,8 +165,8 @@ def predict(analyzer: Analyzer, store: Store, split: Split, part: str, progress:
         truth=np.array([spec.labels.index(store.records[chosen[n]].label) for n in answered], np.int64),
         logits=np.array([results[n] for n in answered], np.float64).reshape(len(answered), len(spec.labels)),
         failed=[
-            {"id": store.records[chosen[n]].id, "label": store.records[chosen[n]].label, "message": result.message}
-            for n, result in enumerate(results)
+            {"id": record.id, "label": record.label, "message": _why(result, record.image)}
+            for record, result in zip((store.records[i] for i in chosen), results, strict=True)
             if isinstance(result, Failure)
         ],
     )
@@ -177,7 +179,10 @@ def score_classifier(
     spec = analyzer.bundle.classifier
     found = predict(analyzer, store, split, part, progress)
     assert spec is not None
-    scores = score_predictions(found, spec.temperature, spec.conformal)
+    try:
+        scores = score_predictions(found, spec.temperature, spec.conformal)
+    except DataError as error:
+        raise DataError(f"{store.name}, part {part!r}: {error}") from error
     return {"store": store.name, "part": part, "input": spec.view.input, **scores}
 
 
@@ -306,7 +311,7 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
     films = [
         {
             "id": row["image"],
-            "failure": result.message if isinstance(result, Failure) else None,
+            "failure": _why(result, row["image"]) if isinstance(result, Failure) else None,
             **(failed if isinstance(result, Failure) else result),
         }
         for row, result in zip(rows, results, strict=True)
@@ -367,7 +372,7 @@ def score_severity(
     return {
         "films": len(rows),
         "failed": [
-            {"id": row["image"], "message": r.message}
+            {"id": row["image"], "message": _why(r, row["image"])}
             for row, r in zip(rows, results, strict=True)
             if isinstance(r, Failure)
         ],
@@ -431,6 +436,11 @@ def _agreement(folder: Path, done: Sequence[tuple[dict[str, str], dict[str, Any]
 def _score(severity: dict[str, Any], zone: str) -> float:
     value = severity["zones"][zone]
     return float("nan") if value is None else float(value["score"])
+
+
+def _why(failure: Failure, name: str) -> str:
+    """A failure's message with the film called as its set calls it: where the set lies is no part of a result."""
+    return failure.message.replace(str(failure.path), name)
 
 
 def _table(path: Path, columns: set[str]) -> list[dict[str, str]]:

@@ -72,15 +72,15 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> di
 
 
 def single_films(
-    analyzer: Analyzer, films: Mapping[str, Path], repeats: int, rivals: Mapping[str, Callable[[Path], Any]]
+    analyzer: Analyzer, films: Mapping[str, Path], repeats: int, baselines: Mapping[str, Callable[[Path], Any]]
 ) -> dict[str, dict[str, Any]]:
-    """By film: latency of `analyzer` and of `rivals`, path in and result out, and the analyzer's stages, with what it
-    takes to write the result's files beside them."""
+    """By film: latency of `analyzer` and of `baselines`, path in and result out, and the analyzer's stages, with what
+    it takes to write the result's files beside them."""
     found = {}
     for name, film in films.items():
         stages: dict[str, Timing] = {}
         contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(_staged, analyzer, film, stages)}
-        contenders |= {rival: partial(work, film) for rival, work in rivals.items()}
+        contenders |= {baseline: partial(work, film) for baseline, work in baselines.items()}
         latency = interleaved(contenders, repeats)
         report = analyzer.analyze(film)
         with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def single_films(
         found[name] = {
             "height": height,
             "width": width,
-            "latency_ms": {rival: timing.to_json() for rival, timing in latency.items()},
+            "latency_ms": {baseline: timing.to_json() for baseline, timing in latency.items()},
             "stages_ms": {stage: timing.to_json() for stage, timing in stages.items()},
         }
     return found
@@ -102,9 +102,9 @@ def _staged(analyzer: Analyzer, film: Path, stages: dict[str, Timing]) -> None:
 
 
 def networks(
-    bundle: Bundle, device: str, repeats: int, rivals: Mapping[str, Callable[[Path], Callable[[Pixels], Any]]]
+    bundle: Bundle, device: str, repeats: int, baselines: Mapping[str, Callable[[Path], Callable[[Pixels], Any]]]
 ) -> dict[str, Any]:
-    """By graph: what it computes, and how long that takes here, in `rivals` too (each makes a callable of a graph).
+    """By graph: what it computes, and how long that takes here, in `baselines` too (each makes a callable of a graph).
 
     roofline: the processor's measured peak in f32, by a large matrix product and a large convolution in the same
     runtime. of_peak: the share of the larger one that a graph reaches.
@@ -124,14 +124,14 @@ def networks(
         image = np.random.default_rng(0).random((1, 1, size, size), dtype=np.float32)
         compiled = engine.compile(weights.path, batch=1, cache_key=weights.sha256)
         contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(compiled, {"image": image})}
-        contenders |= {rival: partial(make(weights.path), image) for rival, make in rivals.items()}
+        contenders |= {baseline: partial(make(weights.path), image) for baseline, make in baselines.items()}
         timings = interleaved(contenders, repeats)
         operations = engine.operations(weights.path)
         ideal = operations / peak / 1e6
         graphs[weights.network] = {
             "size": size,
             "gflop": operations / 1e9,
-            "ms": {rival: timing.to_json() for rival, timing in timings.items()},
+            "ms": {baseline: timing.to_json() for baseline, timing in timings.items()},
             "ideal_ms": ideal,
             "of_peak": ideal / timings["lungscope"].percentiles[2],
         }
@@ -247,9 +247,9 @@ def machine() -> dict[str, Any]:
 def latency_plot(result: Mapping[str, Any]) -> str:
     """Single films, as SVG: a box for each contender and film."""
     rows = [
-        Box(f"{rival}, {film}", rival, tuple(timing[name] for name in ("p5", "p25", "median", "p75", "p95")))
+        Box(f"{baseline}, {film}", baseline, tuple(timing[name] for name in ("p5", "p25", "median", "p75", "p95")))
         for film, measured in result["single_films"].items()
-        for rival, timing in measured["latency_ms"].items()
+        for baseline, timing in measured["latency_ms"].items()
     ]
     return boxes("One film, from its file to its result", rows, "milliseconds")
 
@@ -272,12 +272,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     peaks = ", ".join(f"{kind} {peak:.0f} GFLOP/s" for kind, peak in result["networks"]["peak_gflops"].items())
     yield f"peak in f32: {peaks}"
     for name, graph in result["networks"]["graphs"].items():
-        times = ", ".join(f"{rival} {timing['median']:.1f} ms" for rival, timing in graph["ms"].items())
+        times = ", ".join(f"{baseline} {timing['median']:.1f} ms" for baseline, timing in graph["ms"].items())
         yield f"{name} at {graph['size']}², {graph['gflop']:.1f} GFLOP: {times}; {graph['of_peak']:.0%} of the peak"
     for name, film in result["single_films"].items():
         yield f"{name}: " + ", ".join(
-            f"{rival} {timing['median']:.0f} ms [{timing['p5']:.0f}, {timing['p95']:.0f}]"
-            for rival, timing in film["latency_ms"].items()
+            f"{baseline} {timing['median']:.0f} ms [{timing['p5']:.0f}, {timing['p95']:.0f}]"
+            for baseline, timing in film["latency_ms"].items()
         )
         stages = ", ".join(f"{stage} {timing['median']:.1f}" for stage, timing in film["stages_ms"].items())
         yield f"  stages in ms: {stages}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Sequence
@@ -16,16 +17,14 @@ from lungscope.evaluation.benchmark import Kind, Table, load_cells, notes, summa
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
 from lungscope.writers.atomic import write_text
+from lungscope.writers.page import asset, closing, opening
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1a1d23; --dim: #5d6673; --line: #dde1e7; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14161b; --ink: #e8eaee; --dim: #9aa3b0; --line: #31363f; } }
-body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
-  max-width: 1240px; margin: 0 auto; padding: 28px 20px; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--dim); font-weight: 500; white-space: normal; vertical-align: bottom; }
-.note { color: var(--dim); max-width: 860px; } svg { max-width: 100%; height: auto; border-radius: 8px; }
+.scroll { overflow-x: auto; } .scroll table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.scroll th, .scroll td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+.scroll th { color: var(--dim); font-weight: 500; white-space: normal; vertical-align: bottom; }
+img { max-width: 100%; height: auto; border-radius: 8px; }
 """
 
 
@@ -59,7 +58,8 @@ def _markdown_table(table: Table) -> str:
 
 def _html(cells: Sequence[dict[str, Any]], kind: Kind, drawn: dict[str, str]) -> str:
     title = f"{kind.capitalize()} benchmark, budget {cells[0]['budget']['name']}"
-    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(fact)}</p>" for fact in _facts(cells))]
+    parts = [f"<header><h1>{escape(title)}</h1></header>", f'<p class="disclaimer">{escape(DISCLAIMER)}</p>']
+    parts += [f"<p>{escape(fact)}</p>" for fact in _facts(cells)]
     for table in tables(cells, kind):
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
@@ -70,14 +70,10 @@ def _html(cells: Sequence[dict[str, Any]], kind: Kind, drawn: dict[str, str]) ->
         parts.append(f'<p class="note">{escape(table.note)}</p>' if table.note else "")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes(kind))
     parts.append(f"<h2>What can not be compared</h2><ul>{items}</ul>")
-    parts += drawn.values()
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in parts if part)
-        + f"\n<p><strong>{escape(DISCLAIMER)}</strong></p></main></body></html>\n"
-    )
+    for name, picture in drawn.items():
+        data = base64.b64encode(picture.encode()).decode("ascii")
+        parts.append(f'<p><img alt="{escape(name)}" src="data:image/svg+xml;base64,{data}"></p>')
+    return opening(title, asset("base.css") + _STYLE) + "\n".join(filter(None, parts)) + closing()
 
 
 def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ kind of opacity is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -133,6 +133,28 @@ def contradicts(label: str, scores: Iterable[int | None]) -> bool:
     """
     known = [score for score in scores if score is not None]
     return bool(known) and (max(known) >= HIGH if label == NORMAL else max(known) == 0)
+
+
+def contradiction(label: str, probability: float, zones: Mapping[str, Zone | None]) -> str | None:
+    """In words how a film's most probable class, of `probability` 0..1, and its zones say different things, and how
+    that can be; None where they do not."""
+    known = {letter: zone for letter, zone in zones.items() if zone is not None}
+    if not contradicts(label, [zone.score for zone in known.values()]):
+        return None
+    found = f"The film's most probable class is {label} ({100 * probability:.1f} %), yet"
+    if label == NORMAL:
+        high = [f"{letter} ({100 * zone.extent:.0f} %)" for letter, zone in known.items() if zone.score >= HIGH]
+        found += f" at least a third of the lung counts as involved in zone {', '.join(high)}."
+        why = "A finding in one place can be outvoted by the rest."
+    else:
+        found += " in no zone does as much as 5 % of the lung count as involved."
+        why = "Evidence in few places, or outside the lungs, can decide the class alone."
+    rule = (
+        "Both come from the same map of the same classifier: the class from its mean over the whole view, a zone's "
+        "score from its involved share, the lung pixels where, at that place, the probability of any disease is above "
+        "0.5."
+    )
+    return f"{found} {rule} {why} Neither is confirmed by the other: look at the film."
 
 
 def _thirds(lung: Mask, involved: Mask, evidence: Pixels, above: int) -> list[Zone | None]:

@@ -21,7 +21,7 @@ from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
 from lungscope.evaluation import scoring
 from lungscope.evaluation.benchmark import SCHEMA_VERSION, Cell, identity
-from lungscope.evaluation.calibration import fit_conformal, fit_temperature, softmax
+from lungscope.evaluation.calibration import calibrate
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 #: Films on which a cell's time is taken, one after the other.
 TIMED_FILMS = 20
-#: Share of each class's films whose conformal set is to hold the class.
-COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
@@ -239,8 +237,7 @@ def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> di
     """Temperature and conformal sets are fitted on validation, and put into the bundle that is then scored."""
     analyzer = Analyzer(bundle, streams=cores())
     val = _joined([scoring.predict(analyzer, store, split, "val") for store, split in data])
-    temperature = fit_temperature(val.logits, val.truth)
-    conformal = fit_conformal(softmax(val.logits, temperature), val.truth, COVERAGE)
+    temperature, conformal = calibrate(val.logits, val.truth)
     amend_bundle(bundle, temperature=temperature, conformal=conformal)
     test = _joined([scoring.predict(analyzer, store, split, "test") for store, split in data])
     plain = {part: scoring.score_predictions(found, 1.0) for part, found in (("val", val), ("test", test))}

@@ -14,18 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.errors import LungscopeError, NotFoundError
-from lungscope.radiograph import Pixels
 from lungscope.report import Report
 from lungscope.stages.localization import Saliency
 from lungscope.stages.segmentation import Mask
-from lungscope.stages.severity import ZONES, contradicts
+from lungscope.stages.severity import ZONES, contradiction
 from lungscope.web.jobs import Job
 from lungscope.writers import dicom
 from lungscope.writers.atomic import whole_file
 from lungscope.writers.folder import encode_mask, folder_names
 from lungscope.writers.html import page
 from lungscope.writers.json import dumps
-from lungscope.writers.overlay import EVIDENCE_SCALE, heat_colour, png, render
+from lungscope.writers.overlay import EVIDENCE_SCALE, heat_layer, png, render, roomiest, shrunk
 
 #: Longer side of film.png at most, and of saliency.png: a map of the classifier's few cells has no finer detail.
 FILM_SIDE, HEAT_SIDE = 2048, 512
@@ -54,21 +53,19 @@ class Part:
 
 def film_png(report: Report) -> bytes:
     """The film as an 8-bit grey PNG on its own grid, or shrunk to a longer side of `FILM_SIDE`."""
-    return _png(cv2.convertScaleAbs(_shrunk(report.film.pixels, FILM_SIDE), alpha=255))
+    return _png(cv2.convertScaleAbs(shrunk(report.film.pixels, FILM_SIDE), alpha=255))
 
 
 def saliency_png(saliency: Saliency) -> bytes:
     """The evidence in `writers.overlay`'s colours as an RGBA PNG, longer side at most `HEAT_SIDE`; clear where none."""
-    colour, opacity = heat_colour(_shrunk(saliency.map, HEAT_SIDE))
-    rgba = np.dstack([colour, 255 * opacity]).round().astype(np.uint8)
-    return _png(cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA))
+    return _png(cv2.cvtColor(heat_layer(saliency.map, HEAT_SIDE), cv2.COLOR_RGBA2BGRA))
 
 
 def layers(report: Report) -> dict[str, Any]:
     """What is drawn over a film, as outlines: lists of rings of [x, y] in source pixels, (0, 0) the film's corner.
 
-    zones have the score 0..3, the share involved in percent, and the place where a label fits best. contradicts:
-    whether they say another thing than the class.
+    zones have the score 0..3, the share involved in percent, and the place where a label fits best. contradicts: how
+    they say another thing than the class, in words; None where they do not.
     """
     height, width = report.film.shape
     tolerance = OUTLINE_TOLERANCE * max(height, width)
@@ -82,6 +79,7 @@ def layers(report: Report) -> dict[str, Any]:
                 continue
             start, stop = zone.rows
             part = sides[side][start:stop]
+            column, row = roomiest(part)
             zones.append(
                 {
                     "letter": letter,
@@ -89,18 +87,19 @@ def layers(report: Report) -> dict[str, Any]:
                     "score": zone.score,
                     "extent_percent": 100 * zone.extent,
                     "outline": rings(part, row=start, tolerance=tolerance),
-                    "label": _roomiest(part, start),
+                    "label": [column + 0.5, start + row + 0.5],
                 }
             )
-    saliency = report.saliency
+    answer, saliency = report.classification, report.saliency
     peak = None if saliency is None or saliency.peak is None else [saliency.peak[1] + 0.5, saliency.peak[0] + 0.5]
     return {
         "width": width,
         "height": height,
         "lungs": {side: rings(mask, row=0, tolerance=tolerance) for side, mask in sides.items()},
         "zones": zones,
-        "contradicts": report.classification is not None
-        and contradicts(report.classification.label, [zone.score for zone in known.values() if zone is not None]),
+        "contradicts": None
+        if answer is None
+        else contradiction(answer.label, float(answer.probabilities[answer.index]), known),
         "peak": peak,
         "evidence_scale": EVIDENCE_SCALE,
     }
@@ -113,24 +112,8 @@ def rings(mask: Mask, *, row: int, tolerance: float) -> list[list[list[float]]]:
     return [(ring + np.array([0.5, row + 0.5])).tolist() for ring in simple if len(ring) > 2]
 
 
-def _roomiest(mask: Mask, row: int) -> list[float]:
-    """[x, y] of the pixel that is farthest from the mask's edge."""
-    padded = np.pad(_bytes(mask), 1)
-    _, _, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(padded, cv2.DIST_L2, 3))
-    return [x - 0.5, y + row - 0.5]
-
-
 def _bytes(mask: Mask) -> NDArray[np.uint8]:
     return np.ascontiguousarray(mask).view(np.uint8)
-
-
-def _shrunk(grid: Pixels, side: int) -> Pixels:
-    height, width = grid.shape
-    if max(height, width) <= side:
-        return grid
-    factor = side / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(cv2.resize(grid, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _png(picture: NDArray[Any]) -> bytes:

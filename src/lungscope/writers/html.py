@@ -13,13 +13,15 @@ import numpy as np
 from lungscope.report import Report
 from lungscope.stages.classification import INPUT_NAMES, Classification
 from lungscope.stages.segmentation import Mask
-from lungscope.stages.severity import HIGH, NORMAL, ZONES, Severity, contradicts
+from lungscope.stages.severity import ZONES, Severity, contradiction
 from lungscope.writers.overlay import (
     EVIDENCE_SCALE,
     RIGHT,
     Scale,
     heat_colour,
+    heat_layer,
     outline,
+    roomiest,
     side_letters,
     zone_letters,
     zone_lines,
@@ -80,30 +82,13 @@ def _warnings(warnings: list[dict[str, str]]) -> str:
 
 
 def _contradiction(report: Report) -> str:
-    """Say where the film's class and its zones' scores do not go together, and how that can be."""
     answer, severity = report.classification, report.severity
     if answer is None or severity is None:
         return ""
-    zones = {letter: zone for letter, zone in severity.zones.items() if zone is not None}
-    if not contradicts(answer.label, [zone.score for zone in zones.values()]):
+    text = contradiction(answer.label, float(answer.probabilities[answer.index]), severity.zones)
+    if text is None:
         return ""
-    found = f"The film's most probable class is {answer.label} ({100 * answer.probabilities[answer.index]:.1f} %), yet"
-    if answer.label == NORMAL:
-        high = [f"{letter} ({100 * zone.extent:.0f} %)" for letter, zone in zones.items() if zone.score >= HIGH]
-        found += f" at least a third of the lung counts as involved in zone {', '.join(high)}."
-        why = "A finding in one place can be outvoted by the rest."
-    else:
-        found += " in no zone does as much as 5 % of the lung count as involved."
-        why = "Evidence in few places, or outside the lungs, can decide the class alone."
-    rule = (
-        "Both come from the same map of the same classifier: the class from its mean over the whole view, a zone's "
-        "score from its involved share, the lung pixels where, at that place, the probability of any disease is above "
-        "0.5."
-    )
-    return (
-        '<section class="warnings"><h2>Class and severity contradict each other</h2>'
-        f"<p>{escape(found)} {rule} {why} Neither is confirmed by the other: look at the film.</p></section>"
-    )
+    return f'<section class="warnings"><h2>Class and severity contradict each other</h2><p>{escape(text)}</p></section>'
 
 
 def _viewer(report: Report) -> str:
@@ -159,16 +144,10 @@ def _jpeg(report: Report, scale: Scale) -> str:
 
 
 def _heat(report: Report) -> str:
-    """The evidence in the colours of overlay.png, RGBA, clear where there is none, as a data URI."""
+    """The evidence in the colours of overlay.png, clear where there is none, as a data URI."""
     assert report.saliency is not None
-    evidence = report.saliency.map
-    factor = HEAT_SIDE / max(evidence.shape)
-    if factor < 1:
-        height, width = (max(1, round(side * factor)) for side in evidence.shape)
-        evidence = np.asarray(cv2.resize(evidence, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    colour, opacity = heat_colour(np.maximum(evidence, 0))
-    bgra = np.dstack([colour[..., ::-1] * (opacity > 0)[..., None], 255 * opacity])
-    return _uri("png", np.rint(bgra).astype(np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    layer = cv2.cvtColor(heat_layer(report.saliency.map, HEAT_SIDE), cv2.COLOR_RGBA2BGRA)
+    return _uri("png", np.asarray(layer, np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 6])
 
 
 def _uri(kind: str, picture: np.typing.NDArray[np.uint8], options: list[int]) -> str:
@@ -294,7 +273,7 @@ def _figure(report: Report) -> str:
         lung = (report.lungs.right if letter in "ABC" else report.lungs.left)[start:stop]
         shape = _path(lung, factor, start - int(rows[0]), -int(columns[0]))
         shapes.append(f'<path class="s{zone.score}" d="{shape}"/>')
-        column, row = _roomiest(lung)
+        column, row = roomiest(lung)
         x, y = factor * (column - columns[0]), factor * (start + row - rows[0])
         texts.append(
             f'<text class="s{zone.score}" x="{x:.0f}" y="{y - 1:.0f}">{letter} · {zone.score}</text>'
@@ -307,13 +286,6 @@ def _figure(report: Report) -> str:
         f'<text class="small" x="{_FIGURE * 0.8:.0f}" y="-8">patient\'s left</text>'
         f"{''.join(shapes)}{''.join(texts)}</svg>"
     )
-
-
-def _roomiest(mask: Mask) -> tuple[int, int]:
-    """(column, row) of the pixel that is farthest from the mask's edge: where a label fits best."""
-    padded = np.pad(mask.astype(np.uint8), 1)
-    _, _, _, (column, row) = cv2.minMaxLoc(cv2.distanceTransform(padded, cv2.DIST_L2, 3))
-    return column - 1, row - 1
 
 
 def _path(mask: Mask, factor: float, row: int, column: int) -> str:

@@ -100,6 +100,30 @@ def heat_colour(evidence: Pixels) -> tuple[NDArray[np.float32], Pixels]:
     return np.asarray(colour, np.float32), np.asarray(0.8 * np.sqrt(share), np.float32)
 
 
+def heat_layer(evidence: Pixels, side: int) -> Picture:
+    """Evidence in logit units [H, W] as a picture to lay over the film: RGBA u8, longer side at most `side`, clear
+    where there is none."""
+    colour, opacity = heat_colour(np.maximum(shrunk(evidence, side), 0))
+    return np.rint(np.dstack([colour * (opacity > 0)[..., None], 255 * opacity])).astype(np.uint8)
+
+
+def shrunk(grid: Pixels, side: int) -> Pixels:
+    """`grid` f32 [H, W], resampled to a longer side of `side` where it is larger."""
+    height, width = grid.shape
+    if max(height, width) <= side:
+        return grid
+    factor = side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(grid, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def roomiest(mask: Mask) -> tuple[int, int]:
+    """(column, row) of the pixel that is farthest from the mask's edge: where a label fits best."""
+    padded = np.pad(mask.astype(np.uint8), 1)
+    _, _, _, (column, row) = cv2.minMaxLoc(cv2.distanceTransform(padded, cv2.DIST_L2, 3))
+    return column - 1, row - 1
+
+
 def _heat(picture: NDArray[np.float32], evidence: Pixels) -> NDArray[np.float32]:
     drawn, found = picture.copy(), evidence > 0
     colour, opacity = heat_colour(evidence[found])

@@ -18,7 +18,7 @@ def asset(*names: str) -> str:
     return "".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
-def opening(title: str, style: str, script: str) -> str:
+def opening(title: str, style: str, script: str = "") -> str:
     """A page from its first byte to `<main>`. `style` and `script` are trusted text; nothing else may run or load."""
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
@@ -32,9 +32,9 @@ def opening(title: str, style: str, script: str) -> str:
     )
 
 
-def closing(script: str) -> str:
+def closing(script: str = "") -> str:
     """A page from `</main>` to its last byte."""
-    return f"</main>\n<script>{script}</script></body></html>\n"
+    return "</main>\n" + (f"<script>{script}</script>" if script else "") + "</body></html>\n"
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

@@ -509,24 +509,13 @@ function warnings({ run }) {
   );
 }
 
-function contradiction({ blobs, report: { classification: answer, severity } }) {
+function contradiction({ blobs }) {
   if (!blobs.shapes.contradicts) return null;
-  const high = blobs.shapes.zones
-    .filter((zone) => zone.score >= 2)
-    .map((zone) => `${zone.letter} (${zone.extent_percent.toFixed(0)} %)`);
-  const found =
-    severity.global === 0 || !high.length
-      ? "in no zone does as much as 5 % of the lung count as involved. Evidence in few places, or outside the lungs, can decide the class alone."
-      : `at least a third of the lung counts as involved in zone ${high.join(", ")}. A finding in one place can be outvoted by the rest.`;
   return make(
     "section",
     { className: "card warnings" },
     make("h3", {}, "Class and severity contradict each other"),
-    make(
-      "p",
-      { className: "note" },
-      `The most probable class is ${answer.label} (${percent(answer.probability)}), yet ${found} Neither is confirmed by the other: look at the film.`,
-    ),
+    make("p", { className: "note" }, blobs.shapes.contradicts),
   );
 }
 

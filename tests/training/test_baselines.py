@@ -10,7 +10,7 @@ import pytest
 from lungscope.bundle import Bundle
 from lungscope.cli.analyze import demo_film
 from lungscope.pipeline import Analyzer
-from lungscope.training.rivals import Eager, graphs
+from lungscope.training.baselines import Eager, graphs
 
 
 @pytest.mark.slow
