@@ -165,9 +165,11 @@ class Stop(Event):
 
 
 class _Rate(ProgressColumn):
+    """Over the whole run: results come in bursts, and what Rich makes of a burst is no rate."""
+
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} films/s", style="progress.data.speed")
+        seconds = task.finished_time or task.elapsed
+        return Text(f"{task.completed / seconds:.1f} films/s" if seconds else "", style="progress.data.speed")
 
 
 def _bar(visible: bool) -> Progress:

@@ -20,6 +20,7 @@ from lungscope.writers.atomic import write_text
 from lungscope.writers.page import asset, closing, opening
 
 _STYLE = """
+h1 { margin-bottom: 14px; } h2 { margin-top: 30px; }
 .scroll { overflow-x: auto; } .scroll table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .scroll th, .scroll td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
@@ -92,7 +93,7 @@ def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
     commits = sorted({re.sub("(?<=^.{12})[0-9a-f]+", "", cell["commit"] or "unknown") for cell in cells})
     films = cells[0]["films"]
     return [
-        f"{len(cells)} results. Budget: {phases}, batches of {recipe['batch']}, from random weights; "
+        f"{len(cells)} results. Budget: {phases}, batches of {recipe['batch']}, from random weights. "
         f"{cells[0]['budget']['reason']}",
         f"Films: {films['train']} to train, {films['val']} to validate; scores are of the test part, through the "
         "path that ships, with 95 % bootstrap intervals over duplicate groups or patients.",
