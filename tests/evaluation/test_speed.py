@@ -44,7 +44,8 @@ def test_the_warm_up_does_not_count() -> None:
 
 
 def test_a_batch_has_its_rate_and_memory(analyzer: Analyzer, tmp_path: Path) -> None:
-    found = speed.batch(analyzer, save(tmp_path / "film.png", draw()), 5, ["csv"])
+    films = [save(tmp_path / name, draw()) for name in ("film.png", "film.jpg")]
+    found = speed.batch(analyzer, films, 5, ["csv"])
     assert (found["films"], found["failed"], len(found["memory_mib"])) == (5, 0, 5)
     assert found["films_per_second"] > 0
     if sys.platform == "linux":
@@ -95,3 +96,15 @@ def test_the_command_measures_and_draws(tiny: Path, tmp_path: Path) -> None:
     assert "film.png: lungscope" in done.stdout
     for plot in ("latency.svg", "memory.svg"):
         assert (tmp_path / "out" / plot).read_text().startswith("<svg")
+
+
+def test_a_long_batch_is_measured(tiny: Path, tmp_path: Path) -> None:
+    film, broken = save(tmp_path / "film.png", draw()), tmp_path / "broken.png"
+    broken.write_bytes(b"no film")
+    arguments = ["--film", film, "--film", broken, "--films", "5", "--write", "parquet", "--model", tiny]
+    done = program("benchmark", "batch", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads((tmp_path / "out" / "batch.json").read_text())["batches"].values()
+    assert (run["films"], run["failed"], run["formats"]) == (5, 2, ["parquet"])
+    assert "batch of 5 (film.png, broken.png, parquet)" in done.stdout
+    assert (tmp_path / "out" / "memory.svg").read_text().startswith("<svg")

@@ -72,9 +72,7 @@ def analyze(
 
     Research software, not a medical device. Not for diagnosis.
     """
-    formats = [look_up(name, ALL_FORMATS, what="Format") for name in write_formats.split(",") if name]
-    if not formats:
-        raise UsageError(f"--write {write_formats!r} names no format. Allowed: {', '.join(ALL_FORMATS)}.")
+    formats = formats_of(write_formats)
     if new_study and "dicom" not in formats:
         raise UsageError("--new-study is about DICOM objects. Add dicom to --write, or leave it out.")
     if "dicom" in formats:
@@ -109,6 +107,14 @@ def analyze(
     if run["interrupted"]:
         raise typer.Exit(128 + stop.number)
     raise typer.Exit(1 if run["failed"] else 0)
+
+
+def formats_of(names: str) -> list[str]:
+    """What a value of --write names. Raises UsageError where that is unknown, or nothing."""
+    formats = [look_up(name, ALL_FORMATS, what="Format") for name in names.split(",") if name]
+    if not formats:
+        raise UsageError(f"--write {names!r} names no format. Allowed: {', '.join(ALL_FORMATS)}.")
+    return formats
 
 
 def demo_film() -> Path:

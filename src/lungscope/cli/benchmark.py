@@ -1,9 +1,10 @@
-"""`lungscope benchmark`: the paper's networks trained and measured under one budget, its tables made of that, and how
-fast a bundle is on this machine."""
+"""`lungscope benchmark`: the paper's networks trained and measured under one budget, its tables made of that, how fast
+a bundle is on this machine, and whether it finds there what eager PyTorch finds."""
 
 from __future__ import annotations
 
 import logging
+import random
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,16 +15,19 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lungscope.bundle import Bundle, locate
-from lungscope.cli.analyze import demo_film
-from lungscope.data.split import Split
+from lungscope.cli.analyze import demo_film, formats_of
+from lungscope.cli.evaluate import with_bar
+from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
-from lungscope.errors import LungscopeError, MissingExtraError, UsageError
+from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up
 from lungscope.evaluation import speed
 from lungscope.evaluation.benchmark import Kind
-from lungscope.evaluation.provenance import commit
+from lungscope.evaluation.parity import agreement
+from lungscope.evaluation.provenance import commit, facts
 from lungscope.evaluation.tables import render
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
+from lungscope.statistics import number
 from lungscope.writers.atomic import write_text
 from lungscope.writers.folder import DEFAULT_FORMATS
 from lungscope.writers.json import dumps, write_json
@@ -44,6 +48,7 @@ Splits = Annotated[list[Path] | None, typer.Option("--split", help="A split; may
 Work = Annotated[Path, typer.Option("--work", help="Folder of trainings in the making; keep it to go on.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="A cell's or a network's name; may be repeated.")]
 Model = Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu, … (see `lungscope doctor`).")]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, or a Lightning precision such as bf16-mixed.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load films.")]
@@ -103,7 +108,7 @@ def runtime(
     films: Annotated[int, typer.Option(min=1, help="Films of a batch.")] = 300,
     alone: Annotated[bool, typer.Option("--alone", help="Measure lungscope alone, without PyTorch beside it.")] = False,
     model: Model = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    device: Device = "auto",
     json_: Json = False,
 ) -> None:
     """How fast films are analysed here: one film by stage, batches, whole processes, and the processor's own limit.
@@ -125,7 +130,7 @@ def runtime(
         # Batches come before PyTorch is in this process, and counts as its memory.
         many = Analyzer(bundle, device=device, streams=cores())
         result["batches"] = {
-            f"{path.name}, {', '.join(formats)}": speed.batch(many, path, films, formats)
+            f"{path.name}, {', '.join(formats)}": speed.batch(many, [path], films, formats)
             for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
         }
         del many
@@ -150,6 +155,88 @@ def runtime(
     else:
         for line in speed.lines(result):
             print(line)
+
+
+@app.command()
+def batch(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the result: batch.json and memory.svg.")],
+    film: Annotated[
+        list[Path] | None,
+        typer.Option("--film", help="A film; may be repeated, and they take turns. Else the demo film at three sizes."),
+    ] = None,
+    films: Annotated[int, typer.Option(min=1, help="Films of the batch.")] = 1000,
+    write: Annotated[str, typer.Option("--write", help="What `lungscope analyze` writes of them.")] = "csv",
+    model: Model = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Films per second of one long batch, and this process's memory on the way."""
+    formats = formats_of(write)
+    bundle = Bundle.load(locate(model))
+    with TemporaryDirectory() as folder:
+        measured = film or list(speed.demo_films(demo_film(), Path(folder)).values())
+        analyzer = Analyzer(bundle, device=device, streams=cores())
+        result = {
+            "commit": commit(),
+            "machine": speed.machine(),
+            "device": analyzer.device,
+            "precision": analyzer.precision,
+            "versions": analyzer.versions,
+            "batches": {
+                f"{', '.join(path.name for path in measured)}, {write}": speed.batch(analyzer, measured, films, formats)
+            },
+        }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "batch.json", result)
+    write_text(out / "memory.svg", speed.memory_plot(result))
+    if json_:
+        print(dumps(result))
+    else:
+        for line in speed.batch_lines(result):
+            print(line)
+
+
+@app.command()
+def parity(
+    data: Annotated[list[Path], typer.Option("--data", help="A store; may be repeated.")],
+    split: Annotated[list[Path], typer.Option("--split", help="A split; may be repeated.")],
+    part: Annotated[str, typer.Option("--part", help=", ".join(PARTS))] = "test",
+    films: Annotated[int, typer.Option(min=1, help="Films drawn out of the part.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    model: Model = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
+    json_: Json = False,
+) -> None:
+    """Whether a bundle finds here what eager PyTorch in f32 finds with the same weights: class, lungs, Grad-CAM."""
+    look_up(part, PARTS, what="Part")
+    if not all(map(find_spec, ("torch", "timm", "segmentation_models_pytorch", "safetensors", "onnx"))):
+        raise MissingExtraError("`lungscope benchmark parity`", "train")
+    from lungscope.training.baselines import Eager
+
+    bundle, parts = Bundle.load(locate(model)), Split.read_all(split)
+    stores = sorted(map(Store.open, data), key=lambda store: store.name)
+    paths = [store.path_of(store.records[i]) for store in stores for i in parts.select(store, part)]
+    drawn = sorted(random.Random(seed).sample(range(len(paths)), min(films, len(paths))))
+    analyzer = Analyzer(bundle, device=device)
+    chosen, reference = [paths[i] for i in drawn], Eager(bundle).analyze
+    result: dict[str, Any] = {
+        **facts(analyzer, split),
+        "part": part,
+        "seed": seed,
+        **with_bar("films", lambda progress: agreement(analyzer, reference, chosen, progress)),
+    }
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+    if json_:
+        print(dumps(result))
+    else:
+        print(f"{result['films']} films, {result['failed']} failed; {analyzer.device}, {analyzer.precision}")
+        print(f"same class: {number(result['same_class'])}")
+        for name in ("dice", "correlation"):
+            mean, p1, lowest = (number(result[name][key]) for key in ("mean", "p1", "lowest"))
+            print(f"{name}: mean {mean}, 1st percentile {p1}, lowest {lowest}")
 
 
 #: A whole script around the eager pipeline.

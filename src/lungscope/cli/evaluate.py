@@ -54,12 +54,12 @@ def segmenter(
     """Strict per-image Dice, IoU, accuracy, 95 % Hausdorff; for each store alone, never pooled."""
     analyzer, parts = _ready(model, device, split, part)
     stores = [
-        _with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
+        with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
         for store in map(Store.open, data)
     ]
     result: dict[str, Any] = {**facts(analyzer, split), "stores": stores}
     if lesions is not None:
-        result["lesions"] = _with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
+        result["lesions"] = with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_segmenter)
 
 
@@ -82,7 +82,7 @@ def classifier(
     for bundle in [model, *map(str, control or [])]:
         analyzer, parts = _ready(bundle, device, split, part)
         rows = [
-            _with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
+            with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
             for store in map(Store.open, data)
         ]
         if not result:
@@ -118,9 +118,9 @@ def pipeline(
     if severity is not None:
         parts = Split.read_all(split or [])
         known = [(Store.open(path), parts) for path in data or []]
-        result["severity"] = _with_bar("severity", partial(scoring.score_severity, analyzer, severity, known=known))
+        result["severity"] = with_bar("severity", partial(scoring.score_severity, analyzer, severity, known=known))
     if lesions is not None:
-        result["lesions"] = _with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
+        result["lesions"] = with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_pipeline)
 
 
@@ -129,7 +129,8 @@ def _ready(model: str | None, device: str, split: list[Path], part: str) -> tupl
     return Analyzer(locate(model), device=device, streams=cores()), Split.read_all(split)
 
 
-def _with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:
+def with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:
+    """`work`, given what to call with films done and in all, under a progress bar on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title)

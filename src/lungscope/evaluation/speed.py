@@ -6,6 +6,7 @@ the machine does falls on all alike.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -138,18 +139,23 @@ def networks(
     return {"peak_gflops": peaks, "graphs": graphs}
 
 
-def batch(analyzer: Analyzer, film: Path, count: int, formats: Sequence[str]) -> dict[str, Any]:
-    """Films per second of `count` files with the content of `film`, and the process's memory on the way in MiB."""
+def batch(analyzer: Analyzer, films: Sequence[Path], count: int, formats: Sequence[str]) -> dict[str, Any]:
+    """Films per second of `count` files whose content is that of `films` in turn, and the process's memory on the way
+    in MiB."""
     memory: list[float | None] = []
     with tempfile.TemporaryDirectory() as folder:
-        films = [Path(folder) / "in" / f"{number:06}{film.suffix}" for number in range(count)]
-        films[0].parent.mkdir()
-        films[0].write_bytes(film.read_bytes())
-        for path in films[1:]:
-            path.hardlink_to(films[0])
+        contents = [Path(folder) / f"{number}{film.suffix}" for number, film in enumerate(films)]
+        for film, content in zip(films, contents, strict=True):
+            content.write_bytes(film.read_bytes())
+        batch = Path(folder) / "in"
+        batch.mkdir()
+        paths = []
+        for number, content in zip(range(count), itertools.cycle(contents), strict=False):
+            paths.append(batch / f"{number:06}{content.suffix}")
+            paths[-1].hardlink_to(content)
         run = run_films(
             analyzer,
-            films,
+            paths,
             Path(folder) / "out",
             formats,
             progress=lambda: memory.append(resident_mib()),
@@ -281,11 +287,16 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         )
         stages = ", ".join(f"{stage} {timing['median']:.1f}" for stage, timing in film["stages_ms"].items())
         yield f"  stages in ms: {stages}"
-    for name, run in result["batches"].items():
-        peak = max((value for value in run["memory_mib"] if value is not None), default=None)
-        memory = "" if peak is None else f", at most {peak:.0f} MiB"
-        yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}"
+    yield from batch_lines(result)
     for name, starts in result["processes"].items():
         for which, start in starts.items():
             memory = "" if start["peak_mib"] is None else f", at most {start['peak_mib']:.0f} MiB"
             yield f"{name}, {which} start: {start['median_s']:.2f} s{memory}"
+
+
+def batch_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The batches of a result in words."""
+    for name, run in result["batches"].items():
+        peak = max((value for value in run["memory_mib"] if value is not None), default=None)
+        memory = "" if peak is None else f", at most {peak:.0f} MiB"
+        yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}"
