@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bundles import seal, write_bundle, write_classifier
 from films import draw, save
 from lungscope.evaluation.parity import agreement
 from lungscope.pipeline import Analyzer
@@ -14,7 +16,11 @@ from lungscope.radiograph import Pixels
 from lungscope.stages.segmentation import Mask
 
 
-def test_agreement_counts_what_differs(analyzer: Analyzer, tmp_path: Path) -> None:
+def test_agreement_counts_what_differs(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "bundle")
+    write_classifier(root / "classifier.onnx", offset=(0, 0, 0))  # a class whose map is not the same everywhere
+    seal(root, json.loads((root / "manifest.json").read_text()))
+    analyzer = Analyzer(root)
     sick = draw(opacities=[(0.4, 0.28, 0.2), (0.6, 0.72, 0.2)])
     films = [save(tmp_path / f"{n}.png", sick) for n in range(4)]
     broken = tmp_path / "broken.png"
