@@ -44,7 +44,12 @@ def cell(kind: Kind, network: str, variant: str | None = None, shown: str | None
         "films": {"train": 10, "val": 4},
         "parameters": 12_340_000,
         "latency_ms": {"films": 2, "fastest": 21.4, "median": 25.0},
-        "training": {"seconds": 120.0, "precision": "32-true", "epochs": epochs},
+        "training": {
+            "seconds": 120.0,
+            "joules": {"processors": 1500.0, "gpus": None},
+            "precision": "32-true",
+            "epochs": epochs,
+        },
         "hardware": {"processor": "A processor", "cores": 2},
         "commit": "0123456789abcdef",
         **more,
@@ -119,6 +124,7 @@ def test_the_papers_number_stands_beside_ours(tmp_path: Path) -> None:
     ranking = found["All networks on films, by Dice"]
     assert [row[0] for row in ranking.rows] == ["fpn-mobilenetv2", "fpn-vgg16"]
     assert ranking.rows[1][2] == "-0.0400 [-0.0400, -0.0400]", "each film lost 0.04"
+    assert [row[-1] for row in ranking.rows] == ["1.5", "1.5"], "kilojoules, of what was counted"
     assert [row[0] for row in found["The ensemble and its members"].rows] == [
         "fpn-mobilenetv2",
         "fpn-vgg16",

@@ -235,6 +235,7 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
                 f"{cell['parameters'] / 1e6:.1f}",
                 f"{cell['latency_ms']['fastest']:.0f}",
                 f"{cell['training']['seconds'] / 60:.0f}",
+                _kilojoules(cell),
             )
         )
     columns = (
@@ -246,13 +247,20 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
         "parameters, millions",
         "fastest film, ms",
         "training, minutes",
+        "training, kJ",
     )
     note = (
         "Differences are over the same films, with bootstrap intervals over duplicate groups; where an interval holds "
         "0 the two are not told apart. Times are of the machine named in each cell, which may have been busy with "
-        "other work."
+        "other work; energy is that machine's, where its processors or GPUs count it."
     )
     return Table(f"All networks on {store}, by Dice", columns, tuple(rows), note)
+
+
+def _kilojoules(cell: dict[str, Any]) -> str:
+    """Of processors and GPUs, what was counted."""
+    counted = [joules for joules in (cell["training"].get("joules") or {}).values() if joules is not None]
+    return f"{sum(counted) / 1e3:.1f}" if counted else "–"
 
 
 def _paired(cell: dict[str, Any], first: dict[str, Any]) -> str:

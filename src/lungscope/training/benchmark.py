@@ -219,12 +219,22 @@ def _training(trained: Trained, run: Path) -> dict[str, Any]:
     ]
     return {
         "seconds": round(sum(row["seconds"] for row in epochs), 1),
+        "joules": _joules(epochs),
         "best_epoch": trained.facts["epoch"],
         "precision": trained.facts["precision"],
         "torch": trained.facts["torch"],
         "weights_sha256": sha256_of(trained.weights),
         "epochs": epochs,
     }
+
+
+def _joules(epochs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """What every epoch's meters counted; None where one was not read."""
+    found = {}
+    for kind in ("processors", "gpus"):
+        counted = [row.get("joules", {}).get(kind) for row in epochs]
+        found[kind] = None if None in counted else round(sum(counted), 1)
+    return found
 
 
 def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:

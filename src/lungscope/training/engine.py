@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lungscope.bundle import sha256_of
 from lungscope.errors import RecipeError
+from lungscope.training.energy import EnergyMeter
 from lungscope.training.films import EpochSampler, rank_and_world_size
 from lungscope.training.recipe import Phase, Recipe, as_table
 from lungscope.training.weights import load_weights, save_weights
@@ -182,8 +183,8 @@ def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any
 class KeepBest(Callback):
     """Saves the weights of the best epoch as safetensors with a JSON beside them, and says how each epoch went.
 
-    `epochs` has one row an epoch, over every sitting of the phase: size, epoch, seconds since the one before, losses
-    and validation scores.
+    `epochs` has one row an epoch, over every sitting of the phase: size, epoch, seconds and joules since the one
+    before, losses and validation scores.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, phase: Phase, facts: dict[str, Any]) -> None:
@@ -191,6 +192,7 @@ class KeepBest(Callback):
         self.best: float | None = None
         self.epochs: list[dict[str, Any]] = []
         self.started = self.turned = time.monotonic()
+        self.meter = EnergyMeter()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epochs": self.epochs}
@@ -204,7 +206,7 @@ class KeepBest(Callback):
         names = [key for key in trainer.callback_metrics if key.startswith(("train_", "val_"))]
         metrics = {key: float(trainer.callback_metrics[key]) for key in names}
         facts = {"size": self.phase.size, "epoch": trainer.current_epoch, "seconds": round(now - self.turned, 1)}
-        self.epochs.append({**facts, "metrics": metrics})
+        self.epochs.append({**facts, "joules": self.meter.joules(), "metrics": metrics})
         self.turned = now
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
