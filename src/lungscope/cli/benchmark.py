@@ -103,7 +103,7 @@ def runtime(
     films: Annotated[int, typer.Option(min=1, help="Films of a batch.")] = 300,
     alone: Annotated[bool, typer.Option("--alone", help="Measure lungscope alone, without PyTorch beside it.")] = False,
     model: Model = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
     json_: Json = False,
 ) -> None:
     """How fast films are analysed here: one film by stage, batches, whole processes, and the processor's own limit.
