@@ -51,7 +51,7 @@ class Analyzer:
             self._classifier = None if spec is None or classifier is None else Classifier(spec, classifier.result())
         self.versions = {
             "lungscope": __version__,
-            "openvino": runtime.version(),
+            **self._runtime.versions,
             "numpy": np.__version__,
             "opencv": cv2.__version__,
             "python": platform.python_version(),

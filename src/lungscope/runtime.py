@@ -1,4 +1,4 @@
-"""The one file that imports openvino: ONNX files become callables."""
+"""ONNX files become callables. The one file that imports openvino; CUDA devices are in cuda.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope import cuda
 from lungscope.errors import BundleError, look_up
 
 if TYPE_CHECKING:
@@ -48,17 +49,26 @@ PROBES = ("matrix product", "convolution")
 
 
 class Runtime:
-    """OpenVINO on one device.
+    """OpenVINO on one device, or ONNX Runtime on a CUDA device.
 
     device: "auto" (a GPU if OpenVINO finds one, else the CPU) or a name out of `devices()`, in any case.
-    precision: one of `PRECISIONS`. streams: how many films are computed at once, each on its share of the cores, when
-    as many threads call; None for one at a time on all cores, which answers soonest.
-    Raises UsageError for a device or a precision that does not exist.
+    precision: one of `PRECISIONS`; CUDA devices compute in f32. streams: how many films are computed at once, each on
+    its share of the cores, when as many threads call; None for one at a time on all cores, which answers soonest. CUDA
+    devices take what comes.
+    Raises UsageError for a device or a precision that does not exist, MissingExtraError for a CUDA device that only
+    the extra [gpu] reaches.
     """
 
     def __init__(self, device: str = "auto", precision: str = "f32", *, streams: int | None = None) -> None:
         self._core = _openvino().Core()
         found = [name.lower() for name in self._core.available_devices]
+        self._gpu: int | None = None
+        if device.lower().split(":")[0] == "cuda":
+            self._gpu = cuda.find(device.lower(), ["auto", *found])
+            self.device = device.upper().removesuffix(":0")
+            look_up(precision, ("f32", "auto"), what="Precision of a CUDA device:")
+            self.precision = "f32"
+            return
         wanted = look_up(device.lower(), ["auto", *found], what="Device")
         if wanted == "auto":
             wanted = next((name for name in found if name.startswith("gpu")), "cpu")
@@ -80,18 +90,17 @@ class Runtime:
         cache_key: keep the compiled form in the user's cache under this key (the file's SHA-256); None keeps nothing.
         Raises BundleError for a file that is not such a graph.
         """
+        if self._gpu is not None:
+            session = cuda.Session(path, number=self._gpu, batch=batch, provider=cuda.PROVIDER)
+            _check(path, session.inputs, session.outputs, outputs)
+            return session
         cached = None if cache_key is None else self._cached(cache_key, batch)
         if cached is not None and (network := self._load(cached)) is not None:
             return network
         try:
             model = self._core.read_model(path)
             inputs = {port.get_any_name(): port for port in model.inputs}
-            names = {port.get_any_name() for port in model.outputs}
-            if set(inputs) != {"image"} or not names.issuperset(outputs):
-                raise BundleError(
-                    f"{path} has inputs {sorted(inputs)} and outputs {sorted(names)}; lungscope needs input "
-                    f"'image' and outputs {sorted(outputs)}. Export it again with `lungscope export`."
-                )
+            _check(path, inputs, [port.get_any_name() for port in model.outputs], outputs)
             if batch is not None:
                 shape = inputs["image"].get_partial_shape()
                 shape[0] = batch
@@ -103,6 +112,11 @@ class Runtime:
         if cached is not None:
             _keep(compiled, cached)
         return _Compiled(compiled)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The library that computes, and its version."""
+        return {"openvino": version()} if self._gpu is None else {"onnxruntime": cuda.version()}
 
     def operations(self, path: Path) -> int:
         """Floating-point operations of the convolutions and matrix products of an ONNX file for one film; a multiply
@@ -124,8 +138,13 @@ class Runtime:
             total += 2 * inner * math.prod(node.output(0).get_shape())
         return total
 
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The `PROBES` that can be had here: they are OpenVINO's, so none of a CUDA device."""
+        return PROBES if self._gpu is None else ()
+
     def probe(self, kind: str) -> tuple[Network, int, NDArray[np.float32]]:
-        """One large operation out of `PROBES`, compiled; how many floating-point operations that is; and an input."""
+        """One large operation out of `probes`, compiled; how many floating-point operations that is; and an input."""
         openvino = _openvino()
         ops = openvino.opset13
         draw = np.random.default_rng(0).standard_normal
@@ -194,6 +213,14 @@ class _Compiled:
         return answer
 
 
+def _check(path: Path, inputs: Iterable[str], outputs: Iterable[str], needed: tuple[str, ...]) -> None:
+    if set(inputs) != {"image"} or not set(outputs).issuperset(needed):
+        raise BundleError(
+            f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; lungscope needs input 'image' and "
+            f"outputs {sorted(needed)}. Export it again with `lungscope export`."
+        )
+
+
 def _infer(request: openvino.InferRequest, inputs: Mapping[str, NDArray[np.float32]]) -> Arrays:
     results = request.infer(dict(inputs), share_inputs=True)
     return {port.get_any_name(): np.asarray(value, np.float32) for port, value in results.items()}
@@ -209,9 +236,9 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """What OpenVINO can compute on here."""
+    """What networks can be computed on here."""
     core = _openvino().Core()
-    return [
+    found = [
         Device(
             name.lower(),
             str(core.get_property(name, "FULL_DEVICE_NAME")),
@@ -219,6 +246,7 @@ def devices() -> list[Device]:
         )
         for name in core.available_devices
     ]
+    return found + [Device(name, description, ("FP32",)) for name, description in cuda.devices().items()]
 
 
 def version() -> str:

@@ -56,7 +56,7 @@ def analyze(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what an earlier run into OUT did of films that have not changed.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
 ) -> None:

@@ -48,7 +48,7 @@ Splits = Annotated[list[Path] | None, typer.Option("--split", help="A split; may
 Work = Annotated[Path, typer.Option("--work", help="Folder of trainings in the making; keep it to go on.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="A cell's or a network's name; may be repeated.")]
 Model = Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu, … (see `lungscope doctor`).")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, or a Lightning precision such as bf16-mixed.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load films.")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import statistics
@@ -36,14 +35,15 @@ BASE = (
     "typer",
     "rich",
 )
-#: A module that each extra brings; looked for, not imported.
+#: A package that each extra brings.
 EXTRAS = {
     "train": "torch",
-    "demo": "data_store",
+    "demo": "pydicom-data",
     "dicom-out": "highdicom",
     "pacs": "pynetdicom",
     "table": "pyarrow",
     "web": "fastapi",
+    "gpu": "onnxruntime-gpu",
     "dev": "pytest",
 }
 REPEATS = 5
@@ -77,7 +77,7 @@ def examine(model: str | None, device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor(),
         "packages": {name: _installed(name) for name in BASE},
-        "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()},
+        "extras": {extra: _installed(package) is not None for extra, package in EXTRAS.items()},
         "devices": [],
         "bundle": None,
         "self_test": [],

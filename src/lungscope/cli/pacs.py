@@ -51,7 +51,7 @@ def pacs(
         bool, typer.Option("--deidentify", help="Take the patient out of results (PS3.15 E).")
     ] = False,
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what happens as JSON lines on standard output.")
     ] = False,

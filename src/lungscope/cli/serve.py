@@ -36,7 +36,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
     keep: Annotated[Path | None, typer.Option(help="Folder to write every result to; without it none is kept.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Films analysed at once.")] = 2,
     queue: Annotated[int, typer.Option(min=1, help="Films that may arrive or wait at once.")] = Limits.waiting,

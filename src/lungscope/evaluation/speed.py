@@ -108,15 +108,15 @@ def networks(
     """By graph: what it computes, and how long that takes here, in `baselines` too (each makes a callable of a graph).
 
     roofline: the processor's measured peak in f32, by a large matrix product and a large convolution in the same
-    runtime. of_peak: the share of the larger one that a graph reaches.
+    runtime. of_peak: the share of the larger one that a graph reaches. None of both on a CUDA device.
     """
     engine = runtime.Runtime(device)
     peaks = {}
-    for kind in runtime.PROBES:
+    for kind in engine.probes:
         network, operations, image = engine.probe(kind)
         timing = interleaved({kind: partial(network, {"image": image})}, repeats)[kind]
         peaks[kind] = operations / min(timing.calls) / 1e6
-    peak = max(peaks.values())
+    peak = max(peaks.values(), default=None)
     sizes = dict.fromkeys(bundle.segmenter.members, bundle.segmenter.size)
     if bundle.classifier is not None:
         sizes[bundle.classifier.weights] = bundle.classifier.view.size
@@ -128,13 +128,13 @@ def networks(
         contenders |= {baseline: partial(make(weights.path), image) for baseline, make in baselines.items()}
         timings = interleaved(contenders, repeats)
         operations = engine.operations(weights.path)
-        ideal = operations / peak / 1e6
+        ideal = None if peak is None else operations / peak / 1e6
         graphs[weights.network] = {
             "size": size,
             "gflop": operations / 1e9,
             "ms": {baseline: timing.to_json() for baseline, timing in timings.items()},
             "ideal_ms": ideal,
-            "of_peak": ideal / timings["lungscope"].percentiles[2],
+            "of_peak": None if ideal is None else ideal / timings["lungscope"].percentiles[2],
         }
     return {"peak_gflops": peaks, "graphs": graphs}
 
@@ -276,10 +276,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     machine = result["machine"]
     yield f"{machine['name']}, {machine['cores']} cores, load {machine['load']}"
     peaks = ", ".join(f"{kind} {peak:.0f} GFLOP/s" for kind, peak in result["networks"]["peak_gflops"].items())
-    yield f"peak in f32: {peaks}"
+    if peaks:
+        yield f"peak in f32: {peaks}"
     for name, graph in result["networks"]["graphs"].items():
         times = ", ".join(f"{baseline} {timing['median']:.1f} ms" for baseline, timing in graph["ms"].items())
-        yield f"{name} at {graph['size']}², {graph['gflop']:.1f} GFLOP: {times}; {graph['of_peak']:.0%} of the peak"
+        share = "" if graph["of_peak"] is None else f"; {graph['of_peak']:.0%} of the peak"
+        yield f"{name} at {graph['size']}², {graph['gflop']:.1f} GFLOP: {times}{share}"
     for name, film in result["single_films"].items():
         yield f"{name}: " + ", ".join(
             f"{baseline} {timing['median']:.0f} ms [{timing['p5']:.0f}, {timing['p95']:.0f}]"
