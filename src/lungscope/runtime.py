@@ -52,11 +52,14 @@ class Runtime:
 
     device: "auto" (a GPU if OpenVINO finds one, else the CPU) or a name out of `devices()`, in any case.
     precision: one of `PRECISIONS`. streams: how many films are computed at once, each on its share of the cores, when
-    as many threads call; None for one at a time on all cores, which answers soonest.
+    as many threads call; None for one at a time on all cores, which answers soonest. threads: how many of the
+    processor's cores to compute on, None for all.
     Raises UsageError for a device or a precision that does not exist.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "f32", *, streams: int | None = None) -> None:
+    def __init__(
+        self, device: str = "auto", precision: str = "f32", *, streams: int | None = None, threads: int | None = None
+    ) -> None:
         self._core = _openvino().Core()
         found = [name.lower() for name in self._core.available_devices]
         wanted = look_up(device.lower(), ["auto", *found], what="Device")
@@ -68,6 +71,8 @@ class Runtime:
         if self.device == "CPU":
             # Threads that are tied to cores wait there for whatever else runs on them.
             self._config["ENABLE_CPU_PINNING"] = False
+            if threads is not None:
+                self._config["INFERENCE_NUM_THREADS"] = threads
         if self.precision != "auto":
             self._config["INFERENCE_PRECISION_HINT"] = self.precision
 

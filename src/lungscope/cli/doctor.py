@@ -42,6 +42,7 @@ EXTRAS = {
     "demo": "data_store",
     "dicom-out": "highdicom",
     "pacs": "pynetdicom",
+    "cluster": "ray",
     "table": "pyarrow",
     "web": "fastapi",
     "dev": "pytest",
