@@ -84,40 +84,68 @@ def run_films(
     stop: once set, no other film is begun, those that were are finished, and the run is closed with "interrupted" true.
     progress: called after each film.
     """
-    started, clock = datetime.now(UTC), perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
     of_films = [name for name in formats if name in FORMATS]
     names = dict(zip(films, folder_names(films), strict=True))
+    workers = workers or cores()
+
+    def entries(known: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
+        def one(film: Path) -> dict[str, Any] | None:
+            path, folder = str(film), names[film]
+            if path in known:
+                with suppress(OSError):
+                    if sha256_of(film) == known[path]:
+                        return None
+            result = _finish(film, next(analyzer.analyze_many([film])), out / folder, of_films, new_study)
+            return row(result, folder if of_films else None)
+
+        return in_order(one, _until(stop, films), workers)
+
+    folders = {str(film): name if of_films else None for film, name in names.items()}
+    engine = {"engine": "local", "workers": workers}
+    return record(
+        entries, folders, analyzer, out, formats, engine, new_study=new_study, resume=resume, progress=progress
+    )
+
+
+def record(
+    entries: Callable[[Mapping[str, str]], Iterable[dict[str, Any] | None]],
+    folders: Mapping[str, str | None],
+    analyzer: Analyzer,
+    out: Path,
+    formats: Sequence[str],
+    engine: Mapping[str, Any],
+    *,
+    new_study: bool = False,
+    resume: bool = False,
+    progress: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Write the rows of a run as they come, then what `formats` have for the run, and return the content of run.json.
+
+    entries: given the SHA-256 by path of films that may be kept, gives a row for each film, in any order; None for one
+    that was kept; fewer where it was interrupted. folders: every film's path, in order, and its folder in `out`.
+    engine: what run.json says of how `entries` came about. The others: see `run_films`.
+    """
+    started, clock = datetime.now(UTC), perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
     made_with = _made_with(analyzer, formats, new_study)
-    order = [str(film) for film in films]
     known: dict[str, str] = {}
     if resume and (out / RESULTS).exists():
-        folders = {str(film): name if of_films else None for film, name in names.items()}
         known = _finished(out, folders, made_with)
-        arrange(out / RESULTS, (path for path in order if path in known))
-
-    def one(film: Path) -> dict[str, Any] | None:
-        """The film's row; None where the one that is there still holds."""
-        path, folder = str(film), names[film]
-        if path in known:
-            with suppress(OSError):
-                if sha256_of(film) == known[path]:
-                    return None
-        result = _finish(film, next(analyzer.analyze_many([film])), out / folder, of_films, new_study)
-        return {**row(result, folder if of_films else None), "made_with": made_with}
-
+        arrange(out / RESULTS, (path for path in folders if path in known))
     kept = begun = 0
+    in_place, order = not known, iter(folders)
     with Results(out, append=resume) as results:
-        for entry in in_order(one, _until(stop, films), workers):
+        for entry in entries(known):
             begun += 1
             if entry is None:
                 kept += 1
             else:
-                results.add(entry)
+                results.add({**entry, "made_with": made_with})
+                in_place &= entry["path"] == next(order, None)
             if progress:
                 progress()
-    if known:
-        arrange(out / RESULTS, order)
+    if not in_place:
+        arrange(out / RESULTS, folders)
     seconds = perf_counter() - clock
     counts = Counter(entry["status"] for entry in read_rows(out / RESULTS))
     classifier = analyzer.bundle.classifier
@@ -127,12 +155,13 @@ def run_films(
         "disclaimer": DISCLAIMER,
         "started": started.isoformat(timespec="seconds"),
         "seconds": seconds,
-        "inputs": len(films),
+        "inputs": len(folders),
         "done": counts["done"],
         "failed": counts["failed"],
         "kept": kept,
-        "interrupted": begun < len(films),
+        "interrupted": begun < len(folders),
         "films_per_second": (begun - kept) / seconds,
+        **engine,
         "formats": list(formats),
         "results": RESULTS,
         "out": str(out),
@@ -153,6 +182,16 @@ def run_films(
     return run
 
 
+def computes_with(analyzer: Analyzer) -> dict[str, Any]:
+    """All that a film's numbers could differ by: the bundle's whole manifest, the program and its arithmetic."""
+    return {
+        "bundle": analyzer.bundle.manifest,
+        "versions": analyzer.versions,
+        "device": analyzer.device,
+        "precision": analyzer.precision,
+    }
+
+
 def _until(stop: Event | None, films: Sequence[Path]) -> Iterator[Path]:
     for film in films:
         if stop is not None and stop.is_set():
@@ -161,16 +200,8 @@ def _until(stop: Event | None, films: Sequence[Path]) -> Iterator[Path]:
 
 
 def _made_with(analyzer: Analyzer, formats: Sequence[str], new_study: bool) -> str:
-    """16 hex digits that differ wherever a film's results could: the bundle's whole manifest, the program and what it
-    computes with, and what is written."""
-    facts = [
-        analyzer.bundle.manifest,
-        analyzer.versions,
-        analyzer.device,
-        analyzer.precision,
-        sorted(formats),
-        new_study,
-    ]
+    """16 hex digits that differ wherever a film's results could: by what computes them, and what is written."""
+    facts = [*computes_with(analyzer).values(), sorted(formats), new_study]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

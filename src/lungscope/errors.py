@@ -81,6 +81,18 @@ class UsageError(LungscopeError):
     code = "usage"
 
 
+class ClusterError(LungscopeError):
+    """A Ray cluster can not be reached, or can not go on with a run."""
+
+    code = "cluster"
+
+
+class WorkerLostError(LungscopeError):
+    """The process that analysed a film ended, each time it was tried."""
+
+    code = "worker-lost"
+
+
 class DeliveryError(LungscopeError):
     """A destination of results could not be reached, or can not take them now: worth another try later."""
 

@@ -29,7 +29,7 @@ from lungscope.stages.severity import grade
 class Analyzer:
     """A weights bundle made ready on a device. Safe to use from several threads.
 
-    bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, streams: see
+    bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, streams, threads: see
     `runtime.Runtime`. Raises BundleError or UsageError when they can not be used.
     """
 
@@ -40,9 +40,10 @@ class Analyzer:
         device: str = "auto",
         precision: str = "f32",
         streams: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
-        self._runtime = runtime.Runtime(device, precision, streams=streams)
+        self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads)
         spec = self.bundle.classifier
         with ThreadPoolExecutor() as pool:
             classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")

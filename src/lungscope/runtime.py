@@ -53,13 +53,15 @@ class Runtime:
 
     device: "auto" (a GPU if OpenVINO finds one, else the CPU) or a name out of `devices()`, in any case.
     precision: one of `PRECISIONS`; CUDA devices compute in f32. streams: how many films are computed at once, each on
-    its share of the cores, when as many threads call; None for one at a time on all cores, which answers soonest. CUDA
-    devices take what comes.
+    its share of the cores, when as many threads call; None for one at a time on all cores, which answers soonest.
+    threads: how many of the processor's cores to compute on, None for all. CUDA devices take what comes.
     Raises UsageError for a device or a precision that does not exist, MissingExtraError for a CUDA device that only
     the extra [gpu] reaches.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "f32", *, streams: int | None = None) -> None:
+    def __init__(
+        self, device: str = "auto", precision: str = "f32", *, streams: int | None = None, threads: int | None = None
+    ) -> None:
         self._core = _openvino().Core()
         found = [name.lower() for name in self._core.available_devices]
         self._gpu: int | None = None
@@ -78,6 +80,8 @@ class Runtime:
         if self.device == "CPU":
             # Threads that are tied to cores wait there for whatever else runs on them.
             self._config["ENABLE_CPU_PINNING"] = False
+            if threads is not None:
+                self._config["INFERENCE_NUM_THREADS"] = threads
         if self.precision != "auto":
             self._config["INFERENCE_PRECISION_HINT"] = self.precision
 

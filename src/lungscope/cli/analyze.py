@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -29,7 +32,7 @@ from lungscope.bundle import locate
 from lungscope.errors import MissingExtraError, UsageError, look_up
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
-from lungscope.readers import absolute, find
+from lungscope.readers import absolute, find, remote
 from lungscope.report import DISCLAIMER
 from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS
 from lungscope.writers.json import RESULTS, dumps, read_rows
@@ -38,6 +41,9 @@ from lungscope.writers.run import RUN_FORMATS, begin_run
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
 TABLE_ROWS = 20
+ENGINES = ("local", "ray")
+#: What --engine ray writes, the first unless something else is asked for.
+TABLES = ("parquet", "csv")
 #: What --write knows: files of each film, files of the run, or both.
 ALL_FORMATS = tuple(dict.fromkeys([*FORMATS, *RUN_FORMATS]))
 
@@ -46,17 +52,36 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def analyze(
-    inputs: Annotated[list[Path] | None, typer.Argument(help="Films, or folders of films.", show_default=False)] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Films, or folders of films; URLs too with ray.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("lungscope-results"),
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
-    write_formats: Annotated[str, typer.Option("--write", help=f"Any of {','.join(ALL_FORMATS)}.")] = ",".join(
-        DEFAULT_FORMATS
-    ),
+    write_formats: Annotated[
+        str | None,
+        typer.Option(
+            "--write",
+            help=f"Any of {','.join(ALL_FORMATS)}; with ray {' or '.join(TABLES)}.",
+            show_default=f"{','.join(DEFAULT_FORMATS)}; with ray {TABLES[0]}",
+        ),
+    ] = None,
     new_study: Annotated[bool, typer.Option("--new-study", help="DICOM: a study for each film that has none.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what an earlier run into OUT did of films that have not changed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="local: threads of this process. ray: processes, here or on a cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="ray: processes, of one core each.", show_default="all cores")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="ray: host:port or auto, to join a cluster.", show_default="RAY_ADDRESS, or a Ray of its own"
+        ),
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
 ) -> None:
@@ -66,39 +91,55 @@ def analyze(
     a stem get OUT/<stem>-<8 hex digits of their path's hash>/. The run gets OUT/results.jsonl, a row for every film,
     OUT/run.json, and OUT/index.html with html, results.csv with csv, results.parquet with parquet; with no format but
     the last two no film gets a folder. With --write dicom a film gets lungs.dcm and saliency.dcm (SEG), overlay.dcm
-    (SC) and report.dcm (SR) in its own study. Ctrl-C or SIGTERM ends a run after the films that it has begun; the same
-    command with --resume goes on. Exit status: 0 all done, 1 some films failed, 2 usage, 3 nothing could run, 130 or
-    143 ended by Ctrl-C or SIGTERM.
+    (SC) and report.dcm (SR) in its own study. With --engine ray there are tables alone, films may lie behind URLs of
+    fsspec (s3://, gs://, …), and come after those with paths. Ctrl-C or SIGTERM ends a run after the films that it has
+    begun (with ray: that are done); the same command with --resume goes on. Exit status: 0 all done, 1 some films
+    failed, 2 usage, 3 nothing could run, 130 or 143 ended by Ctrl-C or SIGTERM.
 
     Research software, not a medical device. Not for diagnosis.
     """
-    formats = formats_of(write_formats)
+    look_up(engine, ENGINES, what="Engine")
+    if engine == "local" and (workers or ray_address):
+        raise UsageError("--workers and --ray-address are about --engine ray. Add it, or leave them out.")
+    default = DEFAULT_FORMATS if engine == "local" else TABLES[:1]
+    formats = formats_of(",".join(default) if write_formats is None else write_formats)
+    if engine == "ray" and not set(formats) <= set(TABLES):
+        raise UsageError(f"--engine ray writes tables: --write {','.join(TABLES)}. For files of each film use local.")
     if new_study and "dicom" not in formats:
         raise UsageError("--new-study is about DICOM objects. Add dicom to --write, or leave it out.")
     if "dicom" in formats:
         importlib.import_module("lungscope.writers.dicom")  # so that a missing extra stops the run, not every film
-    wanted = [*(inputs or []), *([demo_film()] if demo else [])]
+    wanted = [*(inputs or []), *([str(demo_film())] if demo else [])]
     if not wanted:
         raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
-    films = films_in(wanted, out)
-    analyzer = Analyzer(locate(model), device=device, streams=cores() if len(films) > 1 else None)
-    try:
-        begin_run(out, formats)
-        (out / RESULTS).open("ab").close()
-    except OSError as error:
-        raise UsageError(f"--out {out} can not be a folder: {error.strerror}. Name one that can be written.") from error
-    with Stop() as stop, _bar(not as_json) as bar:
+    paths, urls = (
+        [Path(item) for item in wanted if not remote.is_url(item)],
+        [item for item in wanted if remote.is_url(item)],
+    )
+    if urls and engine == "local":
+        raise UsageError(f"{urls[0]} is a URL. Those are read with --engine ray; or copy the films to this machine.")
+    films = [*map(str, films_in(paths, out) if paths else ()), *remote.find(urls)]
+    with ExitStack() as stack:
+        work: Callable[..., dict[str, Any]]
+        if engine == "ray":
+            from lungscope import cluster  # an extra
+
+            analyzer = Analyzer(locate(model), device=device, streams=1, threads=1)
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints what befalls its workers
+            workers = stack.enter_context(cluster.connect(ray_address, workers))
+            work = partial(cluster.run_films, analyzer, films, out, formats, workers)
+        else:
+            analyzer = Analyzer(locate(model), device=device, streams=cores() if len(films) > 1 else None)
+            work = partial(run_films, analyzer, list(map(Path, films)), out, formats, new_study=new_study)
+        try:
+            begin_run(out, formats)
+            (out / RESULTS).open("ab").close()
+        except OSError as error:
+            reason = f"--out {out} can not be a folder: {error.strerror}."
+            raise UsageError(f"{reason} Name one that can be written.") from error
+        stop, bar = stack.enter_context(Stop()), stack.enter_context(_bar(not as_json))
         task = bar.add_task("films", total=len(films))
-        run = run_films(
-            analyzer,
-            films,
-            out,
-            formats,
-            new_study=new_study,
-            resume=resume,
-            stop=stop,
-            progress=lambda: bar.advance(task),
-        )
+        run = work(resume=resume, stop=stop, progress=lambda: bar.advance(task))
     rows = list(read_rows(out / RESULTS)) if len(films) <= TABLE_ROWS else None
     if as_json:
         typer.echo(dumps(run | {"rows": rows}))

@@ -41,6 +41,7 @@ EXTRAS = {
     "demo": "pydicom-data",
     "dicom-out": "highdicom",
     "pacs": "pynetdicom",
+    "cluster": "ray",
     "table": "pyarrow",
     "web": "fastapi",
     "gpu": "onnxruntime-gpu",

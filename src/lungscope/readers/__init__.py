@@ -9,12 +9,9 @@ from pathlib import Path
 
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph, Source
-from lungscope.readers.common import MAX_BYTES, MAX_PIXELS
+from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, NO_FILM
 
 __all__ = ["decode", "find", "read"]
-
-#: What systems leave in folders of films, and is none.
-_NO_FILM = frozenset({"dicomdir", "thumbs.db", "desktop.ini"})
 
 
 def read(path: str | os.PathLike[str]) -> Radiograph:
@@ -106,7 +103,7 @@ def _expand(path: Path, seen: set[Path]) -> list[Path]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        films = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _NO_FILM]
+        films = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in NO_FILM]
     return sorted(films, key=lambda entry: entry.name)
 
 

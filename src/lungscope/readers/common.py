@@ -14,6 +14,9 @@ MAX_PIXELS = 80_000_000
 #: Most bytes that are read of one file, and that a deflated one may grow to: MAX_PIXELS as f32, and a header.
 MAX_BYTES = 4 * MAX_PIXELS + 2**24
 
+#: What systems leave in folders of films, and is none.
+NO_FILM = frozenset({"dicomdir", "thumbs.db", "desktop.ini"})
+
 
 @dataclass(frozen=True)
 class Decoded:
