@@ -57,6 +57,9 @@ def analyze(
         bool, typer.Option("--resume", help="Keep what an earlier run into OUT did of films that have not changed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, f32, bf16, f16 or int8; auto: the fastest here whose gate was passed.")
+    ] = "auto",
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
 ) -> None:
@@ -83,7 +86,8 @@ def analyze(
     if not wanted:
         raise UsageError("No input. Give films or folders of films, or --demo for a real one.")
     films = films_in(wanted, out)
-    analyzer = Analyzer(locate(model), device=device, streams=cores() if len(films) > 1 else None)
+    streams = cores() if len(films) > 1 else None
+    analyzer = Analyzer(locate(model), device=device, precision=precision, streams=streams)
     try:
         begin_run(out, formats)
         (out / RESULTS).open("ab").close()
