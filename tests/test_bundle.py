@@ -114,3 +114,55 @@ def test_locate_takes_a_folder_or_a_name(bundle: Path) -> None:
         locate("no-such-bundle")
     for name, path in embedded().items():
         assert locate(name) == path
+
+
+# Precisions ----------------------------------------------------------------------------------------------------------
+
+GATE = {
+    "passed": True,
+    "films": 100,
+    "dice": {"films": 20, "f32": 0.97, "value": 0.969},
+    "accuracy": {"films": 100, "f32": 0.93, "value": 0.93},
+    "same_mask": 0.997,
+    "same_class": 0.999,
+    "speed": 1.5,
+    "measured": {"weights": {}},
+}
+
+
+def test_a_bundle_that_says_nothing_of_precisions_is_f32(bundle: Path) -> None:
+    offered = Bundle.load(bundle).offered
+    assert (dict(offered.gates), offered.quantised) == ({}, False)
+
+
+def test_gates_are_read(bundle: Path) -> None:
+    alter(bundle, lambda d: d.update(precision={"int8": {}, "gates": {"bf16": GATE}}))
+    gate = Bundle.load(bundle).offered.gates["bf16"]
+    assert gate.passed and gate.dice.lost == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({}, "'int8', 'gates' missing"),
+        ({"int8": {}, "gates": {}, "int4": {}}, "'int4' does not exist"),
+        ({"int8": {"segmenter.onnx": "absent.npz"}, "gates": {}}, "'absent.npz' is not listed under 'files'"),
+        ({"int8": {"other.onnx": "LICENCE"}, "gates": {}}, "the graph 'other.onnx' does not exist"),
+        ({"int8": {}, "gates": {"f32": GATE}}, "'f32' does not exist"),
+        ({"int8": {}, "gates": {"bf16": {**GATE, "passed": False}}}, r"'passed' is False.*\(they pass\)"),
+        ({"int8": {}, "gates": {"bf16": {**GATE, "same_class": 0.9}}}, "'passed' is True.*90.00% of films"),
+        ({"int8": {}, "gates": {"bf16": {**GATE, "speed": "fast"}}}, "'speed' is 'fast'; a number is needed"),
+        ({"int8": {}, "gates": {"bf16": {**GATE, "same_mask": 1.2}}}, "it must lie in 0..1"),
+        ({"int8": {}, "gates": {"bf16": {**GATE, "dice": {"films": 20, "f32": 0.97}}}}, "'value' missing"),
+        (
+            {"int8": {}, "gates": {"bf16": {**GATE, "measured": {"weights": {"segmenter.onnx": "0" * 64}}}}},
+            "measured with another 'segmenter.onnx'",
+        ),
+    ],
+)
+def test_a_section_of_precisions_that_makes_no_sense_is_refused(
+    bundle: Path, section: dict[str, Any], why: str
+) -> None:
+    alter(bundle, lambda d: d.update(precision=section))
+    with pytest.raises(BundleError, match=why):
+        Bundle.load(bundle)

@@ -121,7 +121,7 @@ def test_cuda_devices_are_named_by_their_number(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UsageError, match=r"'cuda:2' does not exist\. Allowed: auto, cpu.*, cuda, cuda:1"):
         Runtime("cuda:2")
     assert Runtime("cuda", "auto").precision == "f32"
-    with pytest.raises(UsageError, match="Precision of a CUDA device: 'bf16'"):
+    with pytest.raises(UsageError, match="Precision 'bf16' is nothing that cuda computes natively"):
         Runtime("cuda", "bf16")
 
 

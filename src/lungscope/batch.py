@@ -174,6 +174,7 @@ def record(
         },
         "device": analyzer.device,
         "precision": analyzer.precision,
+        "precision_why": analyzer.precision_why,
         "versions": analyzer.versions,
     }
     # First, so that the next run knows what to remove where this one ends before its pages are whole.

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lungscope.errors import BundleError, look_up
-from lungscope.runtime import Weights
+from lungscope.precision import CAPABILITIES, Compared, Gate, Offered
+from lungscope.runtime import Quantized, Weights
 from lungscope.stages.classification import INPUTS, ClassifierSpec, Conformal, ViewSpec
 from lungscope.stages.segmentation import POOLS, SegmenterSpec
 
@@ -25,8 +26,8 @@ EMBEDDED = Path(__file__).parent / "models"
 class Bundle:
     """A bundle whose every file has been checked against its manifest.
 
-    files: SHA-256 by file name. classifier: None in a bundle that only segments.
-    manifest: the whole manifest, as read.
+    files: SHA-256 by file name. classifier: None in a bundle that only segments. offered: the precisions that it was
+    measured in besides f32; none in many. manifest: the whole manifest, as read.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Bundle:
     files: dict[str, str]
     segmenter: SegmenterSpec
     classifier: ClassifierSpec | None
+    offered: Offered
     manifest: dict[str, Any]
 
     @classmethod
@@ -132,7 +134,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
     top = _Section(document, str(root / MANIFEST))
     top.keys(
         required="schema_version name version files segmenter classifier licence disclaimer created",
-        optional="parity training",
+        optional="parity training precision",
     )
     files = top.section("files")
     digests = {name: files.text(name) for name in files.values}
@@ -142,11 +144,21 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             files.fail(f"{name!r} has the digest {digest!r}; a SHA-256 is 64 lower-case hex digits")
 
-    def weights(section: _Section) -> Weights:
-        file = section.text("file")
+    def listed(section: _Section, key: str) -> str:
+        file = section.text(key)
         if file not in digests:
             section.fail(f"{file!r} is not listed under 'files', so it can not be verified")
-        return Weights(section.text("network"), root / file, digests[file])
+        return file
+
+    precision = top.section("precision") if "precision" in document else _Section({"int8": {}, "gates": {}}, "")
+    precision.keys(required="int8 gates")
+    int8 = precision.section("int8")
+
+    def weights(section: _Section) -> Weights:
+        file = listed(section, "file")
+        found = listed(int8, file) if file in int8.values else None
+        quantized = None if found is None else Quantized(root / found, digests[found])
+        return Weights(section.text("network"), root / file, digests[file], quantized)
 
     segmenter = top.section("segmenter")
     segmenter.keys(required="members pool threshold size labels")
@@ -158,7 +170,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
         member.keys(required="network file", optional="labels")
         if "labels" in member.values and member.texts("labels") != labels:
             member.fail(f"labels {list(member.texts('labels'))} differ from the ensemble's {list(labels)}")
-    return Bundle(
+    bundle = Bundle(
         root=root,
         name=top.text("name"),
         version=top.text("version"),
@@ -170,8 +182,46 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
             size=segmenter.count("size"),
         ),
         classifier=None if document["classifier"] is None else _classifier(top.section("classifier"), weights),
+        offered=_offered(precision, digests),
         manifest=document,
     )
+    graphs = [found.path.name for found in bundle.weights]
+    for file in int8.values:
+        look_up(file, graphs, what=f"{int8.where}: the graph", error=BundleError)
+    return bundle
+
+
+def _offered(section: _Section, digests: dict[str, str]) -> Offered:
+    gates = section.section("gates")
+    names = [name for name in CAPABILITIES if name != "f32"]
+    gates.keys(required="", optional=" ".join(names))
+    return Offered({name: _gate(gates.section(name), digests) for name in gates.values}, bool(section.values["int8"]))
+
+
+def _gate(section: _Section, digests: dict[str, str]) -> Gate:
+    section.keys(required="passed films dice accuracy same_mask same_class speed measured")
+    weights = section.section("measured").section("weights")
+    for file in weights.values:
+        if weights.text(file) != digests.get(file):
+            weights.fail(f"the gate was measured with another {file!r}. Measure again: lungscope quantize")
+
+    def compared(key: str) -> Compared:
+        score = section.section(key)
+        score.keys(required="films f32 value")
+        return Compared(score.count("films", 10**9), score.number("f32", 0, 1), score.number("value", 0, 1))
+
+    gate = Gate(
+        films=section.count("films", 10**9),
+        dice=compared("dice"),
+        accuracy=None if section.values["accuracy"] is None else compared("accuracy"),
+        same_mask=section.number("same_mask", 0, 1),
+        same_class=None if section.values["same_class"] is None else section.number("same_class", 0, 1),
+        speed=section.number("speed", 0, 1e6),
+    )
+    if section.values["passed"] is not gate.passed:
+        found = "; ".join(gate.failures) or "they pass"
+        section.fail(f"'passed' is {section.values['passed']!r}, which its numbers do not say ({found})")
+    return gate
 
 
 def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> ClassifierSpec:
@@ -249,10 +299,10 @@ class _Section:
             self.fail(f"{key!r} is {values!r}; a list of numbers is needed")
         return tuple(float(value) for value in values)
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, most: int = 4096) -> int:
         value = int(self._get(key, int, "a whole number"))
-        if not 1 <= value <= 4096:
-            self.fail(f"{key!r} is {value}; it must lie in 1..4096")
+        if not 1 <= value <= most:
+            self.fail(f"{key!r} is {value}; it must lie in 1..{most}")
         return value
 
     def choice(self, key: str, allowed: tuple[Any, ...]) -> Any:

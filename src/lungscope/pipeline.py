@@ -38,12 +38,14 @@ class Analyzer:
         bundle: Bundle | Path | str | None = None,
         *,
         device: str = "auto",
-        precision: str = "f32",
+        precision: str = "auto",
         streams: int | None = None,
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
-        self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads)
+        self._runtime = runtime.Runtime(
+            device, precision, streams=streams, threads=threads, offered=self.bundle.offered
+        )
         spec = self.bundle.classifier
         with ThreadPoolExecutor() as pool:
             classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
@@ -65,8 +67,13 @@ class Analyzer:
 
     @property
     def precision(self) -> str:
-        """The arithmetic asked for."""
+        """The arithmetic in use; what was chosen, where "auto" was asked for."""
         return self._runtime.precision
+
+    @property
+    def precision_why(self) -> str:
+        """Why it is in use, in words."""
+        return self._runtime.why
 
     def analyze(self, film: Radiograph | Path | str, *, progress: Callable[[str], None] | None = None) -> Report:
         """Analyse one film, given as a path or already read. Raises InputError for one that can not be used.
@@ -116,7 +123,9 @@ class Analyzer:
             yield result
 
     def _compile(self, weights: runtime.Weights, *outputs: str) -> runtime.Network:
-        return self._runtime.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256)
+        return self._runtime.compile(
+            weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8
+        )
 
 
 def failure(item: Radiograph | Path | str, error: Exception) -> Failure:

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lungscope import cuda
+from lungscope import cuda, quantization
 from lungscope.errors import BundleError, look_up
+from lungscope.precision import Offered, choose
 
 if TYPE_CHECKING:
     import openvino
 
 Arrays = dict[str, NDArray[np.float32]]
-
-#: Arithmetic that may be asked for. f32 gives the same numbers on every machine to rounding; auto lets OpenVINO choose.
-PRECISIONS = ("f32", "bf16", "f16", "auto")
 
 
 class Network(Protocol):
@@ -36,12 +34,24 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A quantisation file of a graph. sha256: of the file, verified."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Weights:
-    """One ONNX file of a bundle. network: the registry's name of its architecture. sha256: of the file, verified."""
+    """One ONNX file of a bundle. network: the registry's name of its architecture. sha256: of the file, verified.
+
+    int8: the graph's quantisation file, None where it stays in f32 in int8 too.
+    """
 
     network: str
     path: Path
     sha256: str
+    int8: Quantized | None = None
 
 
 #: Operations that a processor's peak is measured with.
@@ -52,15 +62,23 @@ class Runtime:
     """OpenVINO on one device, or ONNX Runtime on a CUDA device.
 
     device: "auto" (a GPU if OpenVINO finds one, else the CPU) or a name out of `devices()`, in any case.
-    precision: one of `PRECISIONS`; CUDA devices compute in f32. streams: how many films are computed at once, each on
-    its share of the cores, when as many threads call; None for one at a time on all cores, which answers soonest.
-    threads: how many of the processor's cores to compute on, None for all. CUDA devices take what comes.
-    Raises UsageError for a device or a precision that does not exist, MissingExtraError for a CUDA device that only
-    the extra [gpu] reaches.
+    precision: one of `precision.PRECISIONS`; `offered`, what a bundle offers, decides what "auto" is. CUDA devices
+    compute in f32. streams: how many films are computed at once, each on its share of the cores, when as many threads
+    call; None for one at a time on all cores, which answers soonest. threads: how many of the processor's cores to
+    compute on, None for all. CUDA devices take what comes.
+    Attributes: device, precision (the one chosen, never "auto"), and why it was chosen.
+    Raises UsageError for a device or a precision that does not exist here, MissingExtraError for a CUDA device that
+    only the extra [gpu] reaches, BundleError for int8 that is not offered.
     """
 
     def __init__(
-        self, device: str = "auto", precision: str = "f32", *, streams: int | None = None, threads: int | None = None
+        self,
+        device: str = "auto",
+        precision: str = "f32",
+        *,
+        streams: int | None = None,
+        threads: int | None = None,
+        offered: Offered | None = None,
     ) -> None:
         self._core = _openvino().Core()
         found = [name.lower() for name in self._core.available_devices]
@@ -68,37 +86,45 @@ class Runtime:
         if device.lower().split(":")[0] == "cuda":
             self._gpu = cuda.find(device.lower(), ["auto", *found])
             self.device = device.upper().removesuffix(":0")
-            look_up(precision, ("f32", "auto"), what="Precision of a CUDA device:")
-            self.precision = "f32"
+            self.precision, self.why = choose(precision, self.device.lower(), ("FP32",), offered or Offered())
             return
         wanted = look_up(device.lower(), ["auto", *found], what="Device")
         if wanted == "auto":
             wanted = next((name for name in found if name.startswith("gpu")), "cpu")
         self.device = wanted.upper()
-        self.precision = look_up(precision, PRECISIONS, what="Precision")
+        capabilities = self._core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        self.precision, self.why = choose(precision, wanted, capabilities, offered or Offered())
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}
         if self.device == "CPU":
             # Threads that are tied to cores wait there for whatever else runs on them.
             self._config["ENABLE_CPU_PINNING"] = False
             if threads is not None:
                 self._config["INFERENCE_NUM_THREADS"] = threads
-        if self.precision != "auto":
-            self._config["INFERENCE_PRECISION_HINT"] = self.precision
+        # What int8 leaves out is computed in f32.
+        self._config["INFERENCE_PRECISION_HINT"] = "f32" if self.precision == "int8" else self.precision
 
     def compile(
-        self, path: Path, *, outputs: tuple[str, ...] = (), batch: int | None = None, cache_key: str | None = None
+        self,
+        path: Path,
+        *,
+        outputs: tuple[str, ...] = (),
+        batch: int | None = None,
+        cache_key: str | None = None,
+        int8: Quantized | None = None,
     ) -> Network:
         """Compile an ONNX file with one input "image".
 
         outputs: names that the graph must have. batch: fix the batch size (faster), None to leave it free.
         cache_key: keep the compiled form in the user's cache under this key (the file's SHA-256); None keeps nothing.
-        Raises BundleError for a file that is not such a graph.
+        int8: the graph's quantisation, for this precision alone; without one it is computed in f32.
+        Raises BundleError for a file that is not such a graph, or a quantisation that does not fit it.
         """
         if self._gpu is not None:
             session = cuda.Session(path, number=self._gpu, batch=batch, provider=cuda.PROVIDER)
             _check(path, session.inputs, session.outputs, outputs)
             return session
-        cached = None if cache_key is None else self._cached(cache_key, batch)
+        quantized = int8 if self.precision == "int8" else None
+        cached = None if cache_key is None else self._cached(cache_key, batch, quantized)
         if cached is not None and (network := self._load(cached)) is not None:
             return network
         try:
@@ -109,6 +135,9 @@ class Runtime:
                 shape = inputs["image"].get_partial_shape()
                 shape[0] = batch
                 model.reshape({"image": shape})
+            if quantized is not None:
+                quantization.fold(model)
+                quantization.insert(model, quantization.load(quantized.path), quantized.path)
             compiled = self._core.compile_model(model, self.device, self._config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -169,14 +198,15 @@ class Runtime:
         model = openvino.Model([node], [port])
         return _Compiled(self._core.compile_model(model, self.device, self._config)), total, image
 
-    def _cached(self, key: str, batch: int | None) -> Path | None:
+    def _cached(self, key: str, batch: int | None, quantized: Quantized | None) -> Path | None:
         """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.
 
         OpenVINO's own cache (CACHE_DIR) has to parse the ONNX file first, to know its key.
         """
         folder = _cache_folder(key)
         processor = str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
-        facts = json.dumps([version(), self.device, processor, self._config, batch], sort_keys=True)
+        ranges = None if quantized is None else quantized.sha256
+        facts = json.dumps([version(), self.device, processor, self._config, batch, ranges], sort_keys=True)
         return None if folder is None else folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.blob"
 
     def _load(self, path: Path) -> Network | None:

@@ -70,6 +70,9 @@ def analyze(
         bool, typer.Option("--resume", help="Keep what an earlier run into OUT did of films that have not changed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, f32, bf16, f16 or int8; auto: the fastest here whose gate was passed.")
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(help="local: threads of this process. ray: processes, here or on a cluster.")
     ] = "local",
@@ -124,12 +127,13 @@ def analyze(
         if engine == "ray":
             from lungscope import cluster  # an extra
 
-            analyzer = Analyzer(locate(model), device=device, streams=1, threads=1)
+            analyzer = Analyzer(locate(model), device=device, precision=precision, streams=1, threads=1)
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints what befalls its workers
             workers = stack.enter_context(cluster.connect(ray_address, workers))
             work = partial(cluster.run_films, analyzer, films, out, formats, workers)
         else:
-            analyzer = Analyzer(locate(model), device=device, streams=cores() if len(films) > 1 else None)
+            streams = cores() if len(films) > 1 else None
+            analyzer = Analyzer(locate(model), device=device, precision=precision, streams=streams)
             work = partial(run_films, analyzer, list(map(Path, films)), out, formats, new_study=new_study)
         try:
             begin_run(out, formats)

@@ -81,6 +81,7 @@ def examine(model: str | None, device: str) -> dict[str, Any]:
         "extras": {extra: _installed(package) is not None for extra, package in EXTRAS.items()},
         "devices": [],
         "bundle": None,
+        "precision": None,
         "self_test": [],
         "status": 0,
         "problem": None,
@@ -101,7 +102,7 @@ def examine(model: str | None, device: str) -> dict[str, Any]:
             "path": str(bundle.root),
             "files": bundle.files,
         }
-        report["self_test"] = self_test(bundle, device)
+        report["precision"], report["self_test"] = self_test(bundle, device)
         if missing := [name for name, version in report["packages"].items() if version is None]:
             raise ImportError(f"Missing: {', '.join(missing)}")
     except LungscopeError as error:
@@ -114,8 +115,9 @@ def examine(model: str | None, device: str) -> dict[str, Any]:
     return report
 
 
-def self_test(bundle: Bundle, device: str) -> list[dict[str, Any]]:
-    """Compile and time each network of a bundle on a grey ramp, and check what comes out.
+def self_test(bundle: Bundle, device: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What precision `auto` is, and why; each network of the bundle compiled in it and timed on a grey ramp, and what
+    comes out checked.
 
     Raises LungscopeError if a network's answer is not finite, or if its map does not add up to its logits.
     """
@@ -123,14 +125,14 @@ def self_test(bundle: Bundle, device: str) -> list[dict[str, Any]]:
 
     from lungscope.runtime import Runtime
 
-    runtime = Runtime(device)
+    runtime = Runtime(device, "auto", offered=bundle.offered)
     sizes = [(member, bundle.segmenter.size) for member in bundle.segmenter.members]
     if bundle.classifier is not None:
         sizes.append((bundle.classifier.weights, bundle.classifier.view.size))
     rows = []
     for weights, size in sizes:
         start = perf_counter()
-        network = runtime.compile(weights.path, batch=1, cache_key=weights.sha256)
+        network = runtime.compile(weights.path, batch=1, cache_key=weights.sha256, int8=weights.int8)
         compiled = perf_counter()
         image = np.linspace(0, 1, size * size, dtype=np.float32).reshape(1, 1, size, size)
         result = network({"image": image})
@@ -158,7 +160,7 @@ def self_test(bundle: Bundle, device: str) -> list[dict[str, Any]]:
                 "run_ms": round(1000 * statistics.median(times), 2),
             }
         )
-    return rows
+    return {"auto": runtime.precision, "why": runtime.why}, rows
 
 
 def _installed(package: str) -> str | None:
@@ -188,6 +190,8 @@ def _show(report: dict[str, Any]) -> None:
         )
     if (bundle := report["bundle"]) is not None:
         table.add_row("bundle", escape(f"{bundle['name']} {bundle['version']}, {len(bundle['files'])} files verified"))
+    if (precision := report["precision"]) is not None:
+        table.add_row("precision", escape(f"auto is {precision['auto']} ({precision['why']})"))
     for row in report["self_test"]:
         table.add_row(
             "self test",

@@ -35,6 +35,9 @@ Part = Annotated[str, typer.Option("--part", help=f"{', '.join(PARTS)}")]
 Model = Annotated[str | None, typer.Option("--model", help="A bundle's folder or name; default: the embedded one.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the result, with every film's value, as JSON.")]
 Device = Annotated[str, typer.Option("--device")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="f32, the same everywhere; auto: what `analyze` takes here; bf16, f16, int8.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -45,6 +48,7 @@ def segmenter(
     part: Part = "test",
     model: Model = None,
     device: Device = "auto",
+    precision: Precision = "f32",
     lesions: Annotated[
         Path | None, typer.Option("--lesions", help="Folder of films with drawn disease (index.csv).")
     ] = None,
@@ -52,7 +56,7 @@ def segmenter(
     json_: Json = False,
 ) -> None:
     """Strict per-image Dice, IoU, accuracy, 95 % Hausdorff; for each store alone, never pooled."""
-    analyzer, parts = _ready(model, device, split, part)
+    analyzer, parts = _ready(model, device, precision, split, part)
     stores = [
         with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
         for store in map(Store.open, data)
@@ -70,6 +74,7 @@ def classifier(
     part: Part = "test",
     model: Model = None,
     device: Device = "auto",
+    precision: Precision = "f32",
     control: Annotated[
         list[Path] | None,
         typer.Option("--control", help="A bundle of a control network to print beside; may be repeated."),
@@ -80,7 +85,7 @@ def classifier(
     """Accuracy, sensitivity, specificity, F1, AUC, log-loss, calibration error and confusion, beside the controls."""
     result: dict[str, Any] = {}
     for bundle in [model, *map(str, control or [])]:
-        analyzer, parts = _ready(bundle, device, split, part)
+        analyzer, parts = _ready(bundle, device, precision, split, part)
         rows = [
             with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
             for store in map(Store.open, data)
@@ -107,13 +112,14 @@ def pipeline(
     ] = None,
     model: Model = None,
     device: Device = "auto",
+    precision: Precision = "f32",
     out: Out = None,
     json_: Json = False,
 ) -> None:
     """The whole way: severity beside radiologists' scores, evidence beside drawn disease, and what failed."""
     if severity is None and lesions is None:
         raise UsageError("Nothing to evaluate on. Give --severity, --lesions or both.")
-    analyzer = Analyzer(locate(model), device=device, streams=cores())
+    analyzer = Analyzer(locate(model), device=device, precision=precision, streams=cores())
     result = facts(analyzer, split or [])
     if severity is not None:
         parts = Split.read_all(split or [])
@@ -124,9 +130,9 @@ def pipeline(
     _finish(result, out, json_, _show_pipeline)
 
 
-def _ready(model: str | None, device: str, split: list[Path], part: str) -> tuple[Analyzer, Split]:
+def _ready(model: str | None, device: str, precision: str, split: list[Path], part: str) -> tuple[Analyzer, Split]:
     look_up(part, PARTS, what="part")
-    return Analyzer(locate(model), device=device, streams=cores()), Split.read_all(split)
+    return Analyzer(locate(model), device=device, precision=precision, streams=cores()), Split.read_all(split)
 
 
 def with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
+from lungscope.training.quantize import measure_gates, quantize_bundle
 
 app = typer.Typer()
 
@@ -50,12 +51,15 @@ def export(
     metrics: Annotated[
         bool, typer.Option(help="Measure the bundle on the test parts and keep the result in it.")
     ] = True,
+    gates: Annotated[
+        bool, typer.Option(help="Quantise to int8, and measure the gates of what this machine computes natively.")
+    ] = True,
     name: Annotated[str, typer.Option("--name")] = "default",
     version: Annotated[str, typer.Option("--version")] = "0.1.0",
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
-    """ONNX with its parity gates; temperature and conformal sets fitted on validation; metrics on test; a model card
-    made of them; SHA-256 of it all."""
+    """ONNX with its parity gates; temperature and conformal sets fitted on validation; int8, and gates of precisions,
+    likewise (see `lungscope quantize`); metrics on test; a model card made of them; SHA-256 of it all."""
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
@@ -74,7 +78,7 @@ def export(
     console.print(f"{bundle.root}: graphs written, parity gates passed")
     labelled = [store for store in stores if any(record.label for record in store.records)]
     if bundle.classifier is not None and labelled:
-        analyzer = Analyzer(bundle, streams=cores())
+        analyzer = Analyzer(bundle, precision="f32", streams=cores())
         found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
         temperature, conformal = calibrate(logits, truth)
@@ -90,8 +94,15 @@ def export(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
             f"(validation, n = {len(truth)})"
         )
+    known = [(store, parts) for store in stores]
+    if gates and not any(record.mask for store in stores for record in store.records):
+        console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")
+    elif gates:
+        bundle = measure_gates(quantize_bundle(bundle, known), known)
+        for precision, gate in bundle.offered.gates.items():
+            console.print(gate.describe(precision), highlight=False)
     if metrics:
-        analyzer = Analyzer(bundle, streams=cores())
+        analyzer = Analyzer(bundle, precision="f32", streams=cores())
         result = facts(analyzer, split) | _measure(analyzer, stores, parts, lesions, severity)
         bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
         console.print("measured on the test parts")

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry("lungscope.cli.evaluate", "Measure a bundle against drawn lungs and known classes."),
     "benchmark": Entry("lungscope.cli.benchmark", "Compare networks under one budget, and render the paper's tables."),
     "export": Entry("lungscope.cli.export", "Turn checkpoints into a weights bundle.", extra="train"),
+    "quantize": Entry("lungscope.cli.quantize", "Quantise a bundle to int8, and measure precisions.", extra="train"),
     "serve": Entry("lungscope.cli.serve", "Serve the web page and the API.", extra="web"),
     "models": Entry("lungscope.cli.models", "List, show and verify weights bundles."),
     "pacs": Entry("lungscope.cli.pacs", "Answer a PACS: films in by C-STORE, results out.", extra="pacs"),

@@ -37,6 +37,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, f32, bf16, f16 or int8; auto: the fastest here whose gate was passed.")
+    ] = "auto",
     keep: Annotated[Path | None, typer.Option(help="Folder to write every result to; without it none is kept.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Films analysed at once.")] = 2,
     queue: Annotated[int, typer.Option(min=1, help="Films that may arrive or wait at once.")] = Limits.waiting,
@@ -62,7 +65,7 @@ def serve(
     Research software, not a medical device. Not for diagnosis.
     """
     _give_memory_back()
-    analyzer = Analyzer(locate(model), device=device)
+    analyzer = Analyzer(locate(model), device=device, precision=precision)
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lungscope.bundle import Bundle
+from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, MOST_LOST
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
 from lungscope.statistics import number, with_interval
@@ -31,6 +32,7 @@ def model_card(bundle: Bundle) -> str:
         _data(bundle),
         _training(bundle),
         *_results(metrics),
+        *_precision(bundle),
         *_controls(bundle),
         *_failures(bundle, metrics),
     ]
@@ -204,6 +206,47 @@ def _controls(bundle: Bundle) -> list[str]:
         "One network trained at one budget, which need not be that of the weights above, on different inputs. What the "
         "background alone tells is not about lungs, and where classes come from different places the lungs' accuracy "
         f"may hold some of it too.\n\n{table}"
+    ]
+
+
+def _precision(bundle: Bundle) -> list[str]:
+    """What each precision but f32 changes, and whether `auto` may take it; nothing where none was measured."""
+    rows, notes = [], []
+    for name, gate in bundle.offered.gates.items():
+        accuracy, same = gate.accuracy, gate.same_class
+        rows.append(
+            (name, "passed" if gate.passed else f"failed: {'; '.join(gate.failures)}",
+             f"{number(gate.dice.f32)} → {number(gate.dice.value)} (n = {gate.dice.films})",
+             "no classifier" if accuracy is None
+             else f"{number(accuracy.f32)} → {number(accuracy.value)} (n = {accuracy.films})",
+             "no classifier" if same is None else f"{same:.2%}", number(gate.same_mask), gate.films,
+             number(gate.speed, 2))
+        )  # fmt: skip
+        measured = bundle.manifest["precision"]["gates"][name]["measured"]
+        hardware = measured["hardware"]
+        notes.append(
+            f"{name}: {measured['part']} of {', '.join(measured['stores'])}, on {hardware['cores']} cores of "
+            f"{hardware['processor']} ({' '.join(hardware['features'])}), OpenVINO "
+            f"{measured['versions']['openvino'].partition('-')[0]}, commit {measured['commit'] or 'unknown'}."
+        )
+    if not rows:
+        return []
+    head = (
+        "precision",
+        "gate",
+        "Dice, f32 →",
+        "accuracy, f32 →",
+        "same class",
+        "Dice of masks with f32's",
+        "n",
+        "speed",
+    )
+    return [
+        "## Precision\n"
+        f"`auto` computes in f32, or in what a processor computes natively and whose gate was passed here: Dice and "
+        f"accuracy fall by no more than {MOST_LOST}, at least {LEAST_SAME_CLASS:.1%} of films keep their class, and "
+        f"masks have a Dice of at least {LEAST_SAME_MASK} with those of f32. Speed is that of the networks, as a "
+        f"multiple of f32's.\n\n{_table(head, rows)}\n\n{' '.join(notes)}".rstrip()
     ]
 
 

@@ -207,7 +207,7 @@ class Bench:
 
     def _facts(self, bundle: Bundle, cell: Cell, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
         """How fast the cell's stage is, and what all of it was measured with."""
-        analyzer = Analyzer(bundle)
+        analyzer = Analyzer(bundle, precision="f32")
         measured = facts(analyzer, list(self.split_files))
         keys = ("created", "weights", "split", "commit", "versions", "hardware")
         return {"latency_ms": _latency(analyzer, data, cell.kind), **{key: measured[key] for key in keys}}
@@ -238,14 +238,14 @@ def _joules(epochs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
-    analyzer = Analyzer(bundle, streams=cores())
+    analyzer = Analyzer(bundle, precision="f32", streams=cores())
     stores = [scoring.score_segmenter(analyzer, store, split, "test") for store, split in data]
     return {"stores": stores}
 
 
 def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
     """Temperature and conformal sets are fitted on validation, and put into the bundle that is then scored."""
-    analyzer = Analyzer(bundle, streams=cores())
+    analyzer = Analyzer(bundle, precision="f32", streams=cores())
     val = _joined([scoring.predict(analyzer, store, split, "val") for store, split in data])
     temperature, conformal = calibrate(val.logits, val.truth)
     amend_bundle(bundle, temperature=temperature, conformal=conformal)

@@ -273,9 +273,13 @@ def amend_bundle(
     temperature: float | None = None,
     conformal: Conformal | None = None,
     files: dict[str, str] | None = None,
+    precision: dict[str, Any] | None = None,
 ) -> Bundle:
-    """Put what was measured on a bundle into it: calibration into the manifest, text files beside it. Returns it,
-    reloaded."""
+    """Put what was measured on a bundle into it: calibration and precisions into the manifest, text files beside it.
+    Returns it, reloaded.
+
+    precision: as the manifest has it; its quantisation files lie in the bundle's folder already.
+    """
     document = json.loads(json.dumps(bundle.manifest))
     if bundle.classifier is None and (temperature is not None or conformal is not None):
         raise BundleError(f"bundle {bundle.name!r} has no classifier to calibrate")
@@ -286,6 +290,11 @@ def amend_bundle(
     for name, text in (files or {}).items():
         write_text(bundle.root / name, text)
         document["files"][name] = sha256_of(bundle.root / name)
+    if precision is not None:
+        for name in document.get("precision", {"int8": {}})["int8"].values():
+            document["files"].pop(name, None)
+        document["precision"] = precision
+        document["files"] |= {name: sha256_of(bundle.root / name) for name in precision["int8"].values()}
     write_text(bundle.root / MANIFEST, json.dumps(document, indent=2) + "\n")
     return Bundle.load(bundle.root)
 

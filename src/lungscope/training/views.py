@@ -52,7 +52,7 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
 
 
 def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:
-    analyzer = Analyzer(replace(bundle, classifier=None), streams=cores())
+    analyzer = Analyzer(replace(bundle, classifier=None), precision="f32", streams=cores())
     count = len(store.records)
     arrays = {name: np.zeros((count, spec.size, spec.size), np.uint8) for name, spec in specs.items()}
     usable = np.ones(count, np.bool_)

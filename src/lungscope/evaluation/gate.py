@@ -1,0 +1,127 @@
+"""What computing in another precision than f32 changes, measured through the path that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungscope.batch import in_order
+from lungscope.bundle import Bundle
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import DataError
+from lungscope.evaluation import metrics
+from lungscope.evaluation.provenance import facts
+from lungscope.evaluation.scoring import Mask, Progress, on_grid, truth_in
+from lungscope.hardware import cores, processor
+from lungscope.pipeline import Analyzer
+from lungscope.precision import Compared, Gate
+from lungscope.report import Failure, Report
+
+#: The stages that the networks are in.
+_NETWORKS = ("segmentation", "classification")
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A film in f32 and in the other precision. dice: with its drawn lungs. right: its class; None where not known."""
+
+    dice: tuple[float, float] | None
+    right: tuple[bool, bool] | None
+    same_mask: float
+    same_class: bool
+    speed: float
+
+
+def measure_gate(
+    bundle: Bundle,
+    precision: str,
+    data: Sequence[tuple[Store, Split]],
+    part: str = "val",
+    *,
+    limit: int | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[Gate, dict[str, Any]]:
+    """Compare `precision` with f32 on the films of `part` that have drawn lungs or a label; each film in both, one
+    after the other. Returns the gate, and on what it was measured.
+
+    limit: at most so many films of each store, evenly. A film that fails counts as an empty mask and a wrong class.
+    Raises DataError where no film has drawn lungs, or none a label and the bundle has a classifier.
+    """
+    exact = Analyzer(bundle, device=device, precision="f32", streams=cores())
+    other = Analyzer(bundle, device=device, precision=precision, streams=cores())
+    labels = () if bundle.classifier is None else bundle.classifier.labels
+    films: list[tuple[Path, Path | None, str]] = []
+    for store, split in data:
+        chosen = [store.records[i] for i in split.select(store, part)]
+        usable = [record for record in chosen if record.mask or record.label in labels]
+        picked = np.unique(np.linspace(0, len(usable) - 1, min(len(usable), limit or len(usable))).astype(int))
+        films += [
+            (store.path_of(usable[i]), store.mask_path_of(usable[i]), usable[i].label if labels else "") for i in picked
+        ]
+
+    def one(film: tuple[Path, Path | None, str]) -> _Film:
+        path, mask, label = film
+        first, second = (next(analyzer.analyze_many([path])) for analyzer in (exact, other))
+        return _compare(first, second, mask, label)
+
+    rows = []
+    for row in in_order(one, films):
+        rows.append(row)
+        if progress is not None:
+            progress(len(rows), len(films))
+    dice, right = [row.dice for row in rows if row.dice], [row.right for row in rows if row.right]
+    if not dice or (labels and not right):
+        what = "drawn lungs" if not dice else f"one of the labels {', '.join(labels)}"
+        raise DataError(f"No film of part {part!r} has {what}, which the gate needs. Name a store that has them.")
+    gate = Gate(
+        films=len(rows),
+        dice=_mean(dice),
+        accuracy=_mean(right) if labels else None,
+        same_mask=float(np.nanmean([row.same_mask for row in rows])),
+        same_class=float(np.mean([row.same_class for row in rows])) if labels else None,
+        speed=float(np.nanmedian([row.speed for row in rows])),
+    )
+    return gate, {"part": part, "stores": [store.name for store, _ in data], **_facts(other)}
+
+
+def _facts(analyzer: Analyzer) -> dict[str, Any]:
+    found = facts(analyzer, [])
+    found["hardware"] |= {"features": processor()["features"]}
+    if analyzer.precision == "int8":
+        used = [weights.int8 for weights in analyzer.bundle.weights if weights.int8 is not None]
+        found["weights"] |= {file.path.name: file.sha256 for file in used}
+    return {name: found[name] for name in ("created", "weights", "commit", "versions", "hardware")}
+
+
+def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | None, label: str) -> _Film:
+    reports = [result if isinstance(result, Report) else None for result in (exact, other)]
+    classes = [None if r is None or r.classification is None else r.classification.label for r in reports]
+    dice, speed = None, float("nan")
+    if drawn is not None:
+        truth = truth_in(drawn)
+        scores = [0.0 if r is None else _dice(on_grid(r.lungs.mask, truth.shape), truth) for r in reports]
+        dice = (scores[0], scores[1])
+    first, second = reports
+    if first is not None and second is not None:
+        same_mask = _dice(second.lungs.mask, first.lungs.mask)
+        times = [sum(r.run.timings_ms.get(stage, 0.0) for stage in _NETWORKS) for r in (first, second)]
+        speed = times[0] / times[1]
+    else:
+        same_mask = float("nan") if first is second else 0.0
+    right = (classes[0] == label, classes[1] == label) if label else None
+    return _Film(dice, right, same_mask, classes[0] == classes[1], speed)
+
+
+def _dice(predicted: Mask, truth: Mask) -> float:
+    return float(metrics.dice(predicted, truth)[0])
+
+
+def _mean(pairs: Sequence[tuple[float, float]]) -> Compared:
+    f32, value = np.mean(pairs, axis=0)
+    return Compared(len(pairs), float(f32), float(value))

@@ -1,0 +1,150 @@
+"""In which arithmetic a bundle's networks are computed, and the gate that any other than f32 has to pass."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lungscope.errors import BundleError, UsageError, look_up
+
+#: What may be asked for. auto: the fastest that the device computes natively and whose gate was passed, else f32.
+PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
+#: How OpenVINO's OPTIMIZATION_CAPABILITIES call what a device computes natively.
+CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
+#: What auto tries, fastest first.
+FASTEST = {"cpu": ("int8", "bf16"), "gpu": ("f16",)}
+#: Where int8 is faster than f32 by measurement, with VNNI or without; elsewhere it may be a slow emulation.
+INT8_MACHINES = ("x86_64", "amd64")
+
+#: The most that mean Dice with the drawn lungs, and accuracy, may fall below f32's.
+MOST_LOST = 0.002
+#: The least share of films with f32's class, and the least mean Dice with f32's masks.
+LEAST_SAME_CLASS = 0.998
+LEAST_SAME_MASK = 0.995
+#: Differences of such numbers are exact to this.
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One score in f32 and in another precision. films: n."""
+
+    films: int
+    f32: float
+    value: float
+
+    @property
+    def lost(self) -> float:
+        """How far it fell below f32's; negative where it rose."""
+        return self.f32 - self.value
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What another precision changed, on films of the validation part.
+
+    dice: strict mean Dice with drawn lungs. accuracy: share of right classes; None without a classifier.
+    same_mask: mean Dice with f32's masks. same_class: share of films with f32's class; None without a classifier.
+    speed: median over films of f32's time in the networks over this one's, where it was measured.
+    """
+
+    films: int
+    dice: Compared
+    accuracy: Compared | None
+    same_mask: float
+    same_class: float | None
+    speed: float
+
+    @property
+    def failures(self) -> list[str]:
+        """What was not held, in words; none for a gate that is passed."""
+        found = []
+        if self.dice.lost > MOST_LOST + _EXACT:
+            found.append(f"Dice falls by {self.dice.lost:.4f}, more than {MOST_LOST}")
+        if self.accuracy is not None and self.accuracy.lost > MOST_LOST + _EXACT:
+            found.append(f"accuracy falls by {self.accuracy.lost:.4f}, more than {MOST_LOST}")
+        if self.same_class is not None and self.same_class < LEAST_SAME_CLASS - _EXACT:
+            found.append(f"{self.same_class:.2%} of films keep their class, fewer than {LEAST_SAME_CLASS:.1%}")
+        if self.same_mask < LEAST_SAME_MASK - _EXACT:
+            found.append(f"masks have Dice {self.same_mask:.4f} with those of f32, less than {LEAST_SAME_MASK}")
+        return found
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def describe(self, name: str) -> str:
+        """The gate of precision `name` in a line."""
+        what = "passed" if self.passed else f"failed, {'; '.join(self.failures)}"
+        return f"{name}: {what}; {self.films} films, networks {self.speed:.2f} times as fast as in f32"
+
+    def to_json(self) -> dict[str, Any]:
+        def compared(score: Compared | None) -> dict[str, Any] | None:
+            return None if score is None else {"films": score.films, "f32": score.f32, "value": score.value}
+
+        return {
+            "passed": self.passed,
+            "films": self.films,
+            "dice": compared(self.dice),
+            "accuracy": compared(self.accuracy),
+            "same_mask": self.same_mask,
+            "same_class": self.same_class,
+            "speed": self.speed,
+        }
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What a bundle can be computed in. gates: by precision, what was measured. quantised: whether it has int8."""
+
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    quantised: bool = False
+
+
+def choose(
+    asked: str, device: str, capabilities: Collection[str], offered: Offered, machine: str = platform.machine()
+) -> tuple[str, str]:
+    """The precision to compute in, and why in words.
+
+    asked: one of `PRECISIONS`. device: in lower case. capabilities: OpenVINO's, of that device. machine: the
+    processor's kind, as `platform.machine` has it.
+    Raises UsageError for a precision that does not exist or that the device does not compute natively, BundleError for
+    int8 without a quantisation.
+    """
+    look_up(asked, PRECISIONS, what="Precision")
+    if asked == "auto":
+        return _fastest(device, capabilities, offered, machine.lower())
+    # Every device computes f32 some way.
+    if asked != "f32" and CAPABILITIES[asked] not in capabilities:
+        can = [name for name, needed in CAPABILITIES.items() if needed in capabilities]
+        raise UsageError(
+            f"Precision {asked!r} is nothing that {device} computes natively. It does {', '.join(can)}. Ask for one of "
+            "them, or for auto."
+        )
+    if asked == "int8" and not offered.quantised:
+        raise BundleError(
+            "Precision 'int8' needs a quantisation, which this bundle does not have. "
+            "Make it: lungscope quantize BUNDLE --data STORE --split SPLIT"
+        )
+    return asked, "asked for"
+
+
+def _fastest(device: str, capabilities: Collection[str], offered: Offered, machine: str) -> tuple[str, str]:
+    passed_over = []
+    for name in FASTEST["gpu" if device.startswith("gpu") else "cpu"]:
+        gate = offered.gates.get(name)
+        if CAPABILITIES[name] not in capabilities:
+            passed_over.append(f"{name}: {device} does not compute it natively")
+        elif name == "int8" and machine not in INT8_MACHINES:
+            passed_over.append(f"{name}: whether it is faster on {machine} was not measured")
+        elif name == "int8" and not offered.quantised:
+            passed_over.append(f"{name}: the bundle has no quantisation")
+        elif gate is None:
+            passed_over.append(f"{name}: its gate was not measured for this bundle")
+        elif not gate.passed:
+            passed_over.append(f"{name}: its gate failed, {gate.failures[0]}")
+        else:
+            return name, "; ".join([f"{name}: native, and its gate was passed on {gate.films} films", *passed_over])
+    return "f32", "; ".join(passed_over)
