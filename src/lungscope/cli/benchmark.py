@@ -22,7 +22,6 @@ from lungscope.data.store import Store
 from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up
 from lungscope.evaluation import speed
 from lungscope.evaluation.benchmark import Kind
-from lungscope.evaluation.parity import agreement
 from lungscope.evaluation.provenance import commit, facts
 from lungscope.evaluation.tables import render
 from lungscope.hardware import cores
@@ -194,49 +193,6 @@ def batch(
     else:
         for line in speed.batch_lines(result):
             print(line)
-
-
-@app.command()
-def parity(
-    data: Annotated[list[Path], typer.Option("--data", help="A store; may be repeated.")],
-    split: Annotated[list[Path], typer.Option("--split", help="A split; may be repeated.")],
-    part: Annotated[str, typer.Option("--part", help=", ".join(PARTS))] = "test",
-    films: Annotated[int, typer.Option(min=1, help="Films drawn out of the part.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    model: Model = None,
-    device: Device = "auto",
-    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
-    json_: Json = False,
-) -> None:
-    """Whether a bundle finds here what eager PyTorch in f32 finds with the same weights: class, lungs, Grad-CAM."""
-    look_up(part, PARTS, what="Part")
-    if not all(map(find_spec, ("torch", "timm", "segmentation_models_pytorch", "safetensors", "onnx"))):
-        raise MissingExtraError("`lungscope benchmark parity`", "train")
-    from lungscope.training.baselines import Eager
-
-    bundle, parts = Bundle.load(locate(model)), Split.read_all(split)
-    stores = sorted(map(Store.open, data), key=lambda store: store.name)
-    paths = [store.path_of(store.records[i]) for store in stores for i in parts.select(store, part)]
-    drawn = sorted(random.Random(seed).sample(range(len(paths)), min(films, len(paths))))
-    analyzer = Analyzer(bundle, device=device)
-    chosen, reference = [paths[i] for i in drawn], Eager(bundle).analyze
-    result: dict[str, Any] = {
-        **facts(analyzer, split),
-        "part": part,
-        "seed": seed,
-        **with_bar("films", lambda progress: agreement(analyzer, reference, chosen, progress)),
-    }
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
-    if json_:
-        print(dumps(result))
-    else:
-        print(f"{result['films']} films, {result['failed']} failed; {analyzer.device}, {analyzer.precision}")
-        print(f"same class: {number(result['same_class'])}")
-        for name in ("dice", "correlation"):
-            mean, p1, lowest = (number(result[name][key]) for key in ("mean", "p1", "lowest"))
-            print(f"{name}: mean {mean}, 1st percentile {p1}, lowest {lowest}")
 
 
 #: A whole script around the eager pipeline.
