@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lungscope.bundle import Bundle, locate
 from lungscope.cli.analyze import demo_film
-from lungscope.data.split import Split
+from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
-from lungscope.errors import LungscopeError, MissingExtraError, UsageError
-from lungscope.evaluation import speed
+from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up
+from lungscope.evaluation import gate, speed
 from lungscope.evaluation.benchmark import Kind
-from lungscope.evaluation.provenance import commit
+from lungscope.evaluation.provenance import commit, facts
 from lungscope.evaluation.tables import render
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
@@ -104,6 +105,7 @@ def runtime(
     alone: Annotated[bool, typer.Option("--alone", help="Measure lungscope alone, without PyTorch beside it.")] = False,
     model: Model = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, f32, bf16, f16 or int8.")] = "auto",
     json_: Json = False,
 ) -> None:
     """How fast films are analysed here: one film by stage, batches, whole processes, and the processor's own limit.
@@ -123,13 +125,14 @@ def runtime(
         measured = given or speed.demo_films(demo_film(), Path(folder))
         paths = list(measured.values())
         # Batches come before PyTorch is in this process, and counts as its memory.
-        many = Analyzer(bundle, device=device, streams=cores())
+        many = Analyzer(bundle, device=device, precision=precision, streams=cores())
         result["batches"] = {
             f"{path.name}, {', '.join(formats)}": speed.batch(many, path, films, formats)
             for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
         }
+        chosen = many.precision
         del many
-        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts)}
+        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts, chosen)}
         eager, graphs = {}, {}
         if not alone:
             from lungscope.training import baselines
@@ -137,9 +140,9 @@ def runtime(
             eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
             command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
             result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
-        analyzer = Analyzer(bundle, device=device)
+        analyzer = Analyzer(bundle, device=device, precision=precision)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
-        result["networks"] = speed.networks(bundle, device, repeats, graphs)
+        result["networks"] = speed.networks(bundle, device, repeats, graphs, chosen)
         result["single_films"] = speed.single_films(analyzer, measured, repeats, eager)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "runtime.json", result)
@@ -150,6 +153,60 @@ def runtime(
     else:
         for line in speed.lines(result):
             print(line)
+
+
+@app.command()
+def parity(
+    data: Annotated[list[Path], typer.Option("--data", help="A store; its films of one part are compared.")],
+    split: Annotated[list[Path], typer.Option("--split", help="A split of the stores.")],
+    part: Annotated[str, typer.Option("--part", help=", ".join(PARTS))] = "test",
+    films: Annotated[int, typer.Option(min=1, help="At most so many films of each store, evenly.")] = 1000,
+    model: Model = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, … (see `lungscope doctor`).")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, f32, bf16, f16 or int8.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
+    json_: Json = False,
+) -> None:
+    """Whether classes and masks are those of the same weights in eager PyTorch, f32.
+
+    Exit status 1 where fewer than 99.8 % of films have one class, or masks have a mean Dice below 0.995.
+    """
+    look_up(part, PARTS, what="part")
+    try:
+        from lungscope.training.baselines import Eager
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lungscope"):
+            raise
+        raise MissingExtraError("`lungscope benchmark parity`", "train") from error
+    parts = Split.read_all(split)
+    analyzer = Analyzer(locate(model), device=device, precision=precision)
+    paths = [
+        store.path_of(store.records[i])
+        for store in map(Store.open, data)
+        for i in gate.evenly(parts.select(store, part), films)
+    ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("films")
+        found = gate.parity(
+            analyzer,
+            Eager(analyzer.bundle).classify,
+            paths,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    result = facts(analyzer, split) | {"why": analyzer.precision_why, "part": part} | found
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+    if json_:
+        print(dumps(result))
+    else:
+        print(
+            f"{result['films']} films, {analyzer.precision} on {analyzer.device} ({analyzer.precision_why}): "
+            f"{result['same_class']:.2%} have PyTorch's class; mean Dice with its masks {result['same_mask']:.5f}, "
+            f"least {result['least_mask']:.4f}; {len(result['failed'])} failed"
+        )
+    raise typer.Exit(0 if result["passed"] else 1)
 
 
 #: A whole script around the eager pipeline.
