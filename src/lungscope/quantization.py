@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: What a quantisation file's name ends in, after the graph's.
 SUFFIX = ".int8.npz"
-MAKE = "Make it again: lungscope quantize BUNDLE --data STORE --split SPLIT"
+MAKE = "Make it again: lungscope quantize BUNDLE --data STORE --split SPLIT; or ask for --precision f32"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def load(path: Path) -> Quantization:
             for n, entry in enumerate(index["quantizers"]):
                 low, high = _finite(archive[f"range{n}"])
                 feeds, levels = tuple(map(feed, entry["feeds"])), entry["levels"]
-                if not feeds or levels not in range(2, 257) or not (low <= high).all():
+                if not feeds or levels not in range(2, 257) or not (low < high).all():
                     raise ValueError(f"{entry} is no quantizer")
                 quantizers.append(Quantizer(feeds, levels, np.asarray(low), np.asarray(high)))
             biases = {feed(entry): _finite(archive[f"bias{n}"]) for n, entry in enumerate(index["biases"])}

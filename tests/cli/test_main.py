@@ -16,7 +16,7 @@ from lungscope.errors import MissingExtraError
 from programs import program, python
 
 #: What must not be loaded by anything that is not training.
-HEAVY = ["torch", "torchvision", "timm", "lightning", "segmentation_models_pytorch", "monai", "torchmetrics"]
+HEAVY = ["torch", "torchvision", "timm", "lightning", "segmentation_models_pytorch", "monai", "torchmetrics", "nncf"]
 
 
 def loaded_by(code: str) -> set[str]:

@@ -76,6 +76,8 @@ def test_doctor_finds_a_working_installation(tiny: Path) -> None:
     assert all(row["run_ms"] > 0 for row in report["self_test"])
     text = CliRunner().invoke(front.app, ["doctor", "--model", str(tiny)], env={"COLUMNS": "200"}).stdout
     assert "Everything that analysing needs works." in text
+    assert report["precision"]["auto"] == "f32" and "no quantisation" in report["precision"]["why"]
+    assert "auto is f32 (int8: the bundle has no quantisation" in text
 
 
 def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:

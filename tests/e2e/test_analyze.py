@@ -132,6 +132,8 @@ def test_analyze_loads_no_torch(tiny: Path, tmp_path: Path) -> None:
         (["--write", "xml"], 2, "Allowed: json, png, html, dicom, csv, parquet"),
         (["--new-study"], 2, "Add dicom to --write"),
         (["--device", "tpu"], 2, "Device 'tpu' does not exist"),
+        (["--precision", "fp32"], 2, "Precision 'fp32' does not exist. Allowed: auto, f32"),
+        (["--precision", "int8"], 3, "Precision 'int8' needs a quantisation"),
     ],
 )
 def test_what_can_not_run_writes_nothing(

@@ -180,6 +180,7 @@ def test_a_bias_that_does_not_fit_is_refused(graph: Path, tmp_path: Path) -> Non
         lambda a: a.update(range0=np.zeros(2)),
         lambda a: a.update(range0=np.float32([1, np.nan])),
         lambda a: a.update(range0=np.float32([1, 0])),
+        lambda a: a.update(range0=np.float32([1, 1])),
         lambda a: a.update(index=np.array("{")),
         lambda a: a.update(index=np.array('{"quantizers": [{"feeds": [], "levels": 256}], "biases": []}')),
         lambda a: a.update(index=np.array('{"quantizers": [{"feeds": [["a", 0]], "levels": 1}], "biases": []}')),
@@ -250,6 +251,14 @@ def test_from_a_bundle_to_its_gates(tmp_path: Path) -> None:
     assert asked.analyze(film).run.precision == "int8"
     exact = Analyzer(loaded, precision="f32").analyze(film)
     assert not np.array_equal(exact.lungs.probability, asked.analyze(film).lungs.probability)
+
+    done = run("analyze", film, "--model", bundle.root, "--out", tmp_path / "out", "--precision", "int8")
+    assert (done["precision"], done["precision_why"]) == ("int8", "asked for")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["precision"] == "int8"
+    done = run("analyze", film, "--model", bundle.root, "--out", tmp_path / "out", "--precision", "f32", "--resume")
+    assert (done["precision"], done["kept"]) == ("f32", 0), "made in another precision, so made again"
+    if on_x86:
+        assert "its gate was passed on 4 films" in run("doctor", "--model", bundle.root)["precision"]["why"]
 
     # Measured again, on fewer films: what was measured elsewhere stays, and so do the files.
     digests = loaded.files

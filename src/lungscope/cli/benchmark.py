@@ -4,7 +4,6 @@ a bundle is on this machine, and whether it finds there what eager PyTorch finds
 from __future__ import annotations
 
 import logging
-import random
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,13 +19,12 @@ from lungscope.cli.evaluate import with_bar
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up
-from lungscope.evaluation import speed
+from lungscope.evaluation import gate, speed
 from lungscope.evaluation.benchmark import Kind
 from lungscope.evaluation.provenance import commit, facts
 from lungscope.evaluation.tables import render
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
-from lungscope.statistics import number
 from lungscope.writers.atomic import write_text
 from lungscope.writers.folder import DEFAULT_FORMATS
 from lungscope.writers.json import dumps, write_json
@@ -48,6 +46,7 @@ Work = Annotated[Path, typer.Option("--work", help="Folder of trainings in the m
 Only = Annotated[list[str] | None, typer.Option("--only", help="A cell's or a network's name; may be repeated.")]
 Model = Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")]
+Arithmetic = Annotated[str, typer.Option("--precision", help="auto, f32, bf16, f16 or int8.")]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, or a Lightning precision such as bf16-mixed.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load films.")]
@@ -108,6 +107,7 @@ def runtime(
     alone: Annotated[bool, typer.Option("--alone", help="Measure lungscope alone, without PyTorch beside it.")] = False,
     model: Model = None,
     device: Device = "auto",
+    precision: Arithmetic = "auto",
     json_: Json = False,
 ) -> None:
     """How fast films are analysed here: one film by stage, batches, whole processes, and the processor's own limit.
@@ -127,13 +127,14 @@ def runtime(
         measured = given or speed.demo_films(demo_film(), Path(folder))
         paths = list(measured.values())
         # Batches come before PyTorch is in this process, and counts as its memory.
-        many = Analyzer(bundle, device=device, streams=cores())
+        many = Analyzer(bundle, device=device, precision=precision, streams=cores())
         result["batches"] = {
             f"{path.name}, {', '.join(formats)}": speed.batch(many, [path], films, formats)
             for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
         }
+        chosen = many.precision
         del many
-        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts)}
+        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts, chosen)}
         eager, graphs = {}, {}
         if not alone:
             from lungscope.training import baselines
@@ -141,9 +142,9 @@ def runtime(
             eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
             command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
             result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
-        analyzer = Analyzer(bundle, device=device)
+        analyzer = Analyzer(bundle, device=device, precision=precision)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
-        result["networks"] = speed.networks(bundle, device, repeats, graphs)
+        result["networks"] = speed.networks(bundle, device, repeats, graphs, chosen)
         result["single_films"] = speed.single_films(analyzer, measured, repeats, eager)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "runtime.json", result)
@@ -167,6 +168,7 @@ def batch(
     write: Annotated[str, typer.Option("--write", help="What `lungscope analyze` writes of them.")] = "csv",
     model: Model = None,
     device: Device = "auto",
+    precision: Arithmetic = "auto",
     json_: Json = False,
 ) -> None:
     """Films per second of one long batch, and this process's memory on the way."""
@@ -174,7 +176,7 @@ def batch(
     bundle = Bundle.load(locate(model))
     with TemporaryDirectory() as folder:
         measured = film or list(speed.demo_films(demo_film(), Path(folder)).values())
-        analyzer = Analyzer(bundle, device=device, streams=cores())
+        analyzer = Analyzer(bundle, device=device, precision=precision, streams=cores())
         result = {
             "commit": commit(),
             "machine": speed.machine(),
@@ -193,6 +195,53 @@ def batch(
     else:
         for line in speed.batch_lines(result):
             print(line)
+
+
+@app.command()
+def parity(
+    data: Annotated[list[Path], typer.Option("--data", help="A store; its films of one part are compared.")],
+    split: Annotated[list[Path], typer.Option("--split", help="A split of the stores.")],
+    part: Annotated[str, typer.Option("--part", help=", ".join(PARTS))] = "test",
+    films: Annotated[int, typer.Option(min=1, help="At most so many films of each store, evenly.")] = 1000,
+    model: Model = None,
+    device: Device = "auto",
+    precision: Arithmetic = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
+    json_: Json = False,
+) -> None:
+    """Whether classes and masks are those of the same weights in eager PyTorch, f32.
+
+    Exit status 1 where fewer than 99.8 % of films have one class, or masks have a mean Dice below 0.995.
+    """
+    look_up(part, PARTS, what="part")
+    try:
+        from lungscope.training.baselines import Eager
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lungscope"):
+            raise
+        raise MissingExtraError("`lungscope benchmark parity`", "train") from error
+    parts = Split.read_all(split)
+    analyzer = Analyzer(locate(model), device=device, precision=precision)
+    paths = [
+        store.path_of(store.records[i])
+        for store in map(Store.open, data)
+        for i in gate.evenly(parts.select(store, part), films)
+    ]
+    reference = Eager(analyzer.bundle).classify
+    found = with_bar("films", lambda progress: gate.parity(analyzer, reference, paths, progress))
+    result = facts(analyzer, split) | {"why": analyzer.precision_why, "part": part} | found
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+    if json_:
+        print(dumps(result))
+    else:
+        print(
+            f"{result['films']} films, {analyzer.precision} on {analyzer.device} ({analyzer.precision_why}): "
+            f"{result['same_class']:.2%} have PyTorch's class; mean Dice with its masks {result['same_mask']:.5f}, "
+            f"least {result['least_mask']:.4f}; {len(result['failed'])} failed"
+        )
+    raise typer.Exit(0 if result["passed"] else 1)
 
 
 #: A whole script around the eager pipeline.

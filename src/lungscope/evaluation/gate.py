@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from lungscope.evaluation.provenance import facts
 from lungscope.evaluation.scoring import Mask, Progress, on_grid, truth_in
 from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
-from lungscope.precision import Compared, Gate
+from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, Compared, Gate
 from lungscope.report import Failure, Report
+
+Item = TypeVar("Item")
 
 #: The stages that the networks are in.
 _NETWORKS = ("segmentation", "classification")
@@ -60,9 +62,9 @@ def measure_gate(
     for store, split in data:
         chosen = [store.records[i] for i in split.select(store, part)]
         usable = [record for record in chosen if record.mask or record.label in labels]
-        picked = np.unique(np.linspace(0, len(usable) - 1, min(len(usable), limit or len(usable))).astype(int))
         films += [
-            (store.path_of(usable[i]), store.mask_path_of(usable[i]), usable[i].label if labels else "") for i in picked
+            (store.path_of(record), store.mask_path_of(record), record.label if record.label in labels else "")
+            for record in evenly(usable, limit)
         ]
 
     def one(film: tuple[Path, Path | None, str]) -> _Film:
@@ -88,6 +90,46 @@ def measure_gate(
         speed=float(np.nanmedian([row.speed for row in rows])),
     )
     return gate, {"part": part, "stores": [store.name for store, _ in data], **_facts(other)}
+
+
+def evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most `limit` of `items`, in order, evenly from the first to the last; None for all."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
+
+
+def parity(
+    analyzer: Analyzer, reference: Callable[[Path], tuple[str, Mask]], paths: Sequence[Path], progress: Progress | None
+) -> dict[str, Any]:
+    """How far `analyzer` and `reference`, which gives a film's class and lungs bool [H, W], agree on films.
+
+    same_class: share with one class. same_mask: mean Dice of both masks, least_mask the least. A film that the analyzer
+    can not analyse is listed in "failed" and counts in neither.
+    """
+    same, dice, different, failed = [], [], [], []
+    for n, path in enumerate(paths, 1):
+        result = next(analyzer.analyze_many([path]))
+        if isinstance(result, Failure) or result.classification is None:
+            failed.append(path.name)
+        else:
+            label, mask = reference(path)
+            same.append(result.classification.label == label)
+            dice.append(_dice(result.lungs.mask, mask))
+            if not same[-1]:
+                different.append({"film": path.name, "ours": result.classification.label, "reference": label})
+        if progress is not None:
+            progress(n, len(paths))
+    if not same:
+        raise DataError(f"None of {len(paths)} films could be analysed and classified.")
+    return {
+        "films": len(same),
+        "same_class": float(np.mean(same)),
+        "same_mask": float(np.nanmean(dice)),
+        "least_mask": float(np.nanmin(dice)),
+        "different": different,
+        "failed": failed,
+        "passed": bool(np.mean(same) >= LEAST_SAME_CLASS and np.nanmean(dice) >= LEAST_SAME_MASK),
+    }
 
 
 def _facts(analyzer: Analyzer) -> dict[str, Any]:

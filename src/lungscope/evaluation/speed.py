@@ -103,14 +103,18 @@ def _staged(analyzer: Analyzer, film: Path, stages: dict[str, Timing]) -> None:
 
 
 def networks(
-    bundle: Bundle, device: str, repeats: int, baselines: Mapping[str, Callable[[Path], Callable[[Pixels], Any]]]
+    bundle: Bundle,
+    device: str,
+    repeats: int,
+    baselines: Mapping[str, Callable[[Path], Callable[[Pixels], Any]]],
+    precision: str = "f32",
 ) -> dict[str, Any]:
     """By graph: what it computes, and how long that takes here, in `baselines` too (each makes a callable of a graph).
 
     roofline: the processor's measured peak in f32, by a large matrix product and a large convolution in the same
     runtime. of_peak: the share of the larger one that a graph reaches. None of both on a CUDA device.
     """
-    engine = runtime.Runtime(device)
+    engine, shipped = runtime.Runtime(device), runtime.Runtime(device, precision, offered=bundle.offered)
     peaks = {}
     for kind in engine.probes:
         network, operations, image = engine.probe(kind)
@@ -123,7 +127,7 @@ def networks(
     graphs = {}
     for weights, size in sizes.items():
         image = np.random.default_rng(0).random((1, 1, size, size), dtype=np.float32)
-        compiled = engine.compile(weights.path, batch=1, cache_key=weights.sha256)
+        compiled = shipped.compile(weights.path, batch=1, cache_key=weights.sha256, int8=weights.int8)
         contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(compiled, {"image": image})}
         contenders |= {baseline: partial(make(weights.path), image) for baseline, make in baselines.items()}
         timings = interleaved(contenders, repeats)
@@ -212,13 +216,13 @@ def process(arguments: Sequence[str], repeats: int, environment: Mapping[str, st
     }
 
 
-def cold_starts(film: Path, bundle: Bundle, repeats: int) -> dict[str, Any]:
+def cold_starts(film: Path, bundle: Bundle, repeats: int, precision: str = "auto") -> dict[str, Any]:
     """`lungscope analyze` of one film as a process of its own, files written: with an empty cache of compiled graphs
     ("first"), and with a full one."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {"LUNGSCOPE_CACHE": str(Path(folder) / "cache")}
         command = ["-m", "lungscope.cli.main", "analyze", str(film), "--model", str(bundle.root)]
-        command += ["--out", str(Path(folder) / "out"), "--json"]
+        command += ["--precision", precision, "--out", str(Path(folder) / "out"), "--json"]
         return {"first": process(command, 1, environment), "second": process(command, repeats, environment)}
 
 

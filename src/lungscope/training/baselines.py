@@ -59,6 +59,20 @@ class Eager:
 
     def analyze(self, path: Path) -> tuple[str, Mask, Pixels]:
         """A film's class, lungs bool [H, W], and Grad-CAM's map f32 [H, W] in 0..1 inside them."""
+        mask, view, crop = self._view(path)
+        cam = self._cam(torch.from_numpy(view)[None, None], targets=None)[0]
+        label = self._spec.labels[int(self._cam.outputs[0].argmax())]
+        return label, mask, np.where(mask, crop.to_source(cam), np.float32(0))
+
+    def classify(self, path: Path) -> tuple[str, Mask]:
+        """A film's class and lungs bool [H, W], without a map."""
+        mask, view, _ = self._view(path)
+        with torch.inference_mode():
+            logits = self._cam.model(torch.from_numpy(view)[None, None])[0]
+        return self._spec.labels[int(logits.argmax())], mask
+
+    def _view(self, path: Path) -> tuple[Mask, Pixels, Geometry]:
+        """A film's lungs, and what the classifier is shown."""
         film = read(path)
         geometry = Geometry.letterbox(film.shape, self.bundle.segmenter.size)
         image = torch.from_numpy(geometry.to_network(film.pixels))[None, None]
@@ -67,10 +81,7 @@ class Eager:
         settings = self.bundle.segmenter
         right, left, _ = split(pool(maps, settings.pool, settings.threshold, geometry.to_source)[1])
         mask = right | left
-        view, crop = lung_view(film.pixels, mask, self._spec.view)
-        cam = self._cam(torch.from_numpy(view)[None, None], targets=None)[0]
-        label = self._spec.labels[int(self._cam.outputs[0].argmax())]
-        return label, mask, np.where(mask, crop.to_source(cam), np.float32(0))
+        return mask, *lung_view(film.pixels, mask, self._spec.view)
 
 
 def graphs(bundle: Bundle) -> dict[str, Callable[[Path], Callable[[Pixels], Any]]]:

@@ -19,7 +19,7 @@ from lungscope.bundle import Bundle
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, UsageError
-from lungscope.evaluation.gate import measure_gate
+from lungscope.evaluation.gate import evenly, measure_gate
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.precision import CAPABILITIES
@@ -84,9 +84,7 @@ def calibration_images(bundle: Bundle, data: Sequence[tuple[Store, Split]], film
     analyzer = Analyzer(replace(bundle, classifier=None), precision="f32", streams=cores())
     whole, cut = [], []
     for store, split in data:
-        chosen = split.select(store, "train")
-        picked = np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), films // len(data))).astype(int))
-        records = [store.records[chosen[n]] for n in picked]
+        records = [store.records[i] for i in evenly(split.select(store, "train"), max(1, films // len(data)))]
         for record, report in zip(records, analyzer.analyze_many(map(store.path_of, records)), strict=True):
             if not isinstance(report, Report):
                 continue
@@ -123,6 +121,7 @@ def quantize_graph(path: Path, images: Images) -> quantization.Quantization:
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
             model_type=nncf.ModelType.TRANSFORMER if attention else None,
+            ignored_scope=nncf.IgnoredScope(names=_after_map(model)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 overflow_fix=nncf.OverflowFix.ENABLE,
                 disable_bias_correction=attention,
@@ -130,6 +129,19 @@ def quantize_graph(path: Path, images: Images) -> quantization.Quantization:
             ),
         )
     return quantization.difference(model, quantised)
+
+
+def _after_map(model: Any) -> list[str]:
+    """What makes logits of a classifier's map: rounded there, they would not be the map's mean plus bias any longer."""
+    todo = [port.get_node().input_value(0) for port in model.outputs if "cam" in port.get_names()]
+    names: dict[str, None] = {}
+    while todo:
+        for target in todo.pop().get_target_inputs():
+            node = target.get_node()
+            if node.get_type_name() != "Result":
+                names[node.get_friendly_name()] = None
+                todo += node.outputs()
+    return list(names)
 
 
 def _gates(bundle: Bundle) -> dict[str, Any]:

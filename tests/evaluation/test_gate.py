@@ -1,0 +1,141 @@
+"""What another precision changes, counted on films with known lungs and classes, failed ones among them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundles import seal, write_bundle
+from films import LUNG, draw, save
+from lungscope import quantization
+from lungscope.bundle import Bundle
+from lungscope.data.split import Row, Split
+from lungscope.data.store import Record, Store, write_records
+from lungscope.errors import DataError
+from lungscope.evaluation.card import model_card
+from lungscope.evaluation.gate import evenly, measure_gate, parity
+from lungscope.pipeline import Analyzer
+from lungscope.quantization import Quantization, Quantizer
+
+SHAPE = (320, 288)
+OPACITIES = ((0.35, 0.28, 0.09), (0.6, 0.72, 0.09))
+
+
+def with_int8(root: Path, *, logits: tuple[float, float, float] | None = None) -> Bundle:
+    """A tiny bundle whose int8 has a segmenter that is nearly right, and, if asked for, one answer to every film."""
+    write_bundle(root)
+    smooth = Quantizer((("smooth", 0),), 256, np.float32(0), np.float32(1))
+    quantization.save(Quantization((smooth,), {}), root / "segmenter.int8.npz")
+    biases = {} if logits is None else {("logits", 1): np.float32(logits)}
+    quantization.save(Quantization((), biases), root / "classifier.int8.npz")
+    document = json.loads((root / "manifest.json").read_text())
+    document["precision"] = {
+        "int8": {"segmenter.onnx": "segmenter.int8.npz", "classifier.onnx": "classifier.int8.npz"},
+        "gates": {},
+    }
+    seal(root, document)
+    return Bundle.load(root)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[Store, Split]:
+    """Three films with their true lungs and class, and one that is no image."""
+    origin, root = tmp_path / "films", tmp_path / "store"
+    names = ["a", "b", "c", "broken"]
+    for name in names:
+        save(origin / f"{name}.png", draw(*SHAPE, opacities=OPACITIES if name == "b" else ()))
+        save(origin / f"{name}-lungs.png", (draw(*SHAPE) == np.float32(LUNG)).astype(np.float32))
+    (origin / "broken.png").write_text("not an image")
+    root.mkdir()
+    for array in ("images", "masks"):
+        np.save(root / f"{array}.npy", np.zeros((len(names), 64, 64), np.uint8))
+    records = [
+        Record(name, f"{name}.png", "COVID-19" if name == "b" else "Normal", f"{name}-lungs.png", "",
+               hashlib.sha256(name.encode()).hexdigest(), *SHAPE)
+        for name in names
+    ]  # fmt: skip
+    write_records(root / "records.csv", records)
+    facts = {"schema_version": "1", "name": "films", "size": 64, "origin": str(origin)}
+    (root / "store.json").write_text(json.dumps(facts))
+    return Store.open(root), Split(tuple(Row("films", r.id, r.sha256, r.label, r.id, "val") for r in records))
+
+
+def test_what_int8_keeps_is_counted(tmp_path: Path, store: tuple[Store, Split]) -> None:
+    told: list[tuple[int, int]] = []
+    bundle = with_int8(tmp_path / "bundle")
+    gate, measured = measure_gate(bundle, "int8", [store], progress=lambda *now: told.append(now))
+    assert told == [(n, 4) for n in range(1, 5)]
+    assert (gate.films, gate.dice.films, gate.accuracy and gate.accuracy.films) == (4, 4, 4)
+    # The film that is no image is an empty mask and a wrong class in both. All others are called Normal; two are.
+    assert gate.accuracy is not None and gate.accuracy.f32 == gate.accuracy.value == 0.5
+    assert 0.7 < gate.dice.f32 < 0.75 and abs(gate.dice.lost) < 0.01
+    assert gate.same_class == 1 and 0.98 < gate.same_mask <= 1
+    assert gate.speed > 0 and gate.passed
+    assert measured["weights"] == {name: digest for name, digest in bundle.files.items() if "." in name}
+    assert (measured["part"], measured["hardware"]["precision"]) == ("val", "int8")
+
+
+def test_what_int8_breaks_is_counted(tmp_path: Path, store: tuple[Store, Split]) -> None:
+    bundle = with_int8(tmp_path / "bundle", logits=(99, 0, 0))
+    gate, _ = measure_gate(bundle, "int8", [store])
+    assert gate.accuracy is not None
+    assert (gate.accuracy.f32, gate.accuracy.value) == (0.5, 0.25), "all are called COVID-19, one is"
+    assert gate.same_class == 0.25, "the one that fails in both"
+    assert not gate.passed
+
+
+def test_a_part_without_lungs_or_labels_is_refused(tmp_path: Path, store: tuple[Store, Split]) -> None:
+    films, split = store
+    bundle = with_int8(tmp_path / "bundle")
+    with pytest.raises(DataError, match="No film of part 'test' has drawn lungs"):
+        measure_gate(bundle, "int8", [store], "test")
+    (tmp_path / "store" / "records.csv").write_text(
+        (tmp_path / "store" / "records.csv").read_text().replace("Normal", "").replace("COVID-19", "")
+    )
+    with pytest.raises(DataError, match="No film of part 'val' has one of the labels COVID-19, Normal"):
+        measure_gate(bundle, "int8", [(Store.open(films.root), split)])
+
+
+def test_the_card_prints_the_gates(tmp_path: Path, store: tuple[Store, Split]) -> None:
+    root = tmp_path / "bundle"
+    bundle = with_int8(root, logits=(99, 0, 0))
+    assert "## Precision" not in model_card(bundle)
+    gate, measured = measure_gate(bundle, "int8", [store])
+    document = json.loads((root / "manifest.json").read_text())
+    document["precision"]["gates"] = {"int8": gate.to_json() | {"measured": measured}}
+    (root / "manifest.json").write_text(json.dumps(document))
+    card = model_card(Bundle.load(root))
+    assert "## Precision" in card
+    assert "| int8 | failed: accuracy falls by 0.2500, more than 0.002; 25.00% of films keep their class" in card
+    assert "0.5000 → 0.2500 (n = 4)" in card and "int8: val of films, on" in card
+
+
+def test_some_are_taken_evenly() -> None:
+    assert evenly(range(10), None) == list(range(10))
+    assert evenly(range(10), 4) == [0, 3, 6, 9]
+    assert evenly(range(3), 10) == [0, 1, 2] and evenly([], 5) == []
+
+
+def test_parity_is_with_what_another_says(tmp_path: Path, tiny: Path, store: tuple[Store, Split]) -> None:
+    films, _ = store
+    analyzer = Analyzer(tiny, precision="f32")
+    paths = [films.path_of(record) for record in films.records]
+    reports = {path: analyzer.analyze(path) for path in paths[:3]}
+
+    def same(path: Path) -> tuple[str, np.ndarray]:
+        report = reports[path]
+        assert report.classification is not None
+        return report.classification.label, report.lungs.mask
+
+    found = parity(analyzer, same, paths, None)
+    assert (found["films"], found["same_class"], found["same_mask"], found["passed"]) == (3, 1, 1, True)
+    assert found["failed"] == ["broken.png"]
+    found = parity(analyzer, lambda path: ("COVID-19" if path == paths[1] else "Normal", same(path)[1]), paths, None)
+    assert found["passed"] is False and found["same_class"] == pytest.approx(2 / 3)
+    assert found["different"] == [{"film": "b.png", "ours": "Normal", "reference": "COVID-19"}]
+    with pytest.raises(DataError, match="None of 1 films"):
+        parity(analyzer, same, paths[3:], None)
