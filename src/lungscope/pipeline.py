@@ -16,6 +16,7 @@ import numpy as np
 from lungscope import __version__, runtime
 from lungscope.bundle import Bundle
 from lungscope.errors import LungscopeError
+from lungscope.hardware import keep_freed_memory
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.report import Failure, Report, RunInfo
@@ -41,6 +42,7 @@ class Analyzer:
         precision: str = "f32",
         streams: int | None = None,
     ) -> None:
+        keep_freed_memory()
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
         self._runtime = runtime.Runtime(device, precision, streams=streams)
         spec = self.bundle.classifier
