@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope.hardware import cores
+
 Pixels = NDArray[np.float32]
+Result = TypeVar("Result")
+
+#: Pixels from which work on two cores is done sooner than on one, in spite of starting threads for it.
+_LARGE = 2**20
 
 
 @dataclass(frozen=True)
@@ -135,8 +145,26 @@ class Geometry:
         return out
 
 
+def in_bands(work: Callable[[Pixels], Result], grid: Pixels, divides: int = 0) -> list[Result]:
+    """What `work` makes of bands of rows of a large `grid` [H, W], from the top, computed side by side; of a small one,
+    the whole. divides: a number that the count of bands, at most one a core, must be a divisor of; 0 is any."""
+    count = next(n for n in range(cores() if grid.size >= _LARGE else 1, 0, -1) if divides % n == 0)
+    if count == 1:
+        return [work(grid)]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, np.array_split(grid, count)))
+
+
 def _resample(grid: Pixels, size: int) -> Pixels:
-    if grid.shape == (size, size):
+    side = grid.shape[0]
+    if side == size:
         return np.array(grid, order="C")
-    how = cv2.INTER_AREA if grid.shape[0] > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(grid, (size, size), interpolation=how), dtype=np.float32)
+    if side < size:
+        return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
+
+    def shrink(band: Pixels) -> Pixels:
+        shape = (size, band.shape[0] * size // side)
+        return np.asarray(cv2.resize(band, shape, interpolation=cv2.INTER_AREA), np.float32)
+
+    # OpenCV averages on one core. A band of whole cells comes out as it does in the whole grid.
+    return np.concatenate(in_bands(shrink, grid, math.gcd(side, size)))
