@@ -109,7 +109,7 @@ def _viewer(report: Report, drawing: Drawing) -> str:
     if saliency is not None:
         seen.append(f"the evidence for {saliency.label} as a heat map")
         switches += [_switch("evidence", "Evidence"), _SLIDER]
-        pictures.append(_image(_heat(report), scale, 'id="heat" class="evidence"'))
+        pictures.append(_image(_heat(drawing), scale, 'id="heat" class="evidence"'))
         legend.append(
             f'<span class="evidence">evidence for {escape(saliency.label)}: 0 {_ramp()} {EVIDENCE_SCALE:g} logit units '
             "and more</span>"
@@ -144,10 +144,11 @@ def _jpeg(drawing: Drawing) -> str:
     return _uri("jpeg", np.rint(grey).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
-def _heat(report: Report) -> str:
+def _heat(drawing: Drawing) -> str:
     """The evidence in the colours of overlay.png, clear where there is none, as a data URI."""
-    assert report.saliency is not None
-    layer = cv2.cvtColor(heat_layer(report.saliency.map, HEAT_SIDE), cv2.COLOR_RGBA2BGRA)
+    assert drawing.report.saliency is not None and drawing.evidence is not None
+    evidence = drawing.evidence if drawing.scale.factor < 1 else drawing.report.saliency.map
+    layer = cv2.cvtColor(heat_layer(evidence, HEAT_SIDE), cv2.COLOR_RGBA2BGRA)
     # Mostly clear and smooth: unfiltered, it packs ten times as fast as by OpenCV's choice of filters, and no larger.
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
     return _uri("png", np.asarray(layer, np.uint8), options)

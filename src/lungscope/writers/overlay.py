@@ -72,6 +72,12 @@ class Drawing:
         return np.asarray(np.clip(self.scale.draw(self.report.film.pixels), 0, 1) * 255, np.float32)
 
     @cached_property
+    def evidence(self) -> Pixels | None:
+        """The saliency's map on the picture's grid, f32 [h, w]; None without one."""
+        saliency = self.report.saliency
+        return None if saliency is None else self.scale.draw(saliency.map)
+
+    @cached_property
     def outlines(self) -> dict[str, list[NDArray[np.int32]]]:
         """By side, the outlines of the lung on the picture's grid."""
         lungs = self.report.lungs
@@ -83,8 +89,8 @@ def render(report: Report, drawing: Drawing | None = None) -> Picture:
     drawing = drawing or Drawing(report)
     scale = drawing.scale
     drawn = np.repeat(np.rint(drawing.grey).astype(np.uint8)[:, :, None], 3, axis=2)
-    if report.saliency is not None:
-        _heat(drawn, drawing.grey, scale.draw(report.saliency.map))
+    if drawing.evidence is not None:
+        _heat(drawn, drawing.grey, drawing.evidence)
     for side, colour in (("right", RIGHT), ("left", LEFT)):
         cv2.polylines(drawn, drawing.outlines[side], True, colour, 2, cv2.LINE_AA)
     _zones(drawn, report, scale)
