@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 
 import cv2
@@ -43,10 +45,14 @@ class Analyzer:
         streams: int | None = None,
     ) -> None:
         keep_freed_memory()
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
-        self._runtime = runtime.Runtime(device, precision, streams=streams)
-        spec = self.bundle.classifier
         with ThreadPoolExecutor() as pool:
+            if not isinstance(bundle, Bundle):
+                verified = pool.submit(Bundle.load, None if bundle is None else Path(bundle))
+            self._runtime = runtime.Runtime(device, precision, streams=streams)
+            self.bundle = bundle if isinstance(bundle, Bundle) else verified.result()
+            # Takes as long as loading the graphs, which leaves Python and a core to it.
+            Thread(target=import_module, args=("lungscope.readers.dicom",), daemon=True).start()
+            spec = self.bundle.classifier
             classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
             members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
             self._segmenter = Segmenter(self.bundle.segmenter, list(members))

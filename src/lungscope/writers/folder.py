@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -42,16 +43,18 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
     drawing = Drawing(report)
     clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if "png" in formats:
-        with whole_file(folder / LUNGS) as file:
-            file.write(encode_mask(report.lungs.mask))
-        if report.saliency is not None:
-            with whole_file(folder / SALIENCY) as file:
-                np.save(file, report.saliency.map, allow_pickle=False)
-        with whole_file(folder / OVERLAY) as file:
-            file.write(png(render(report, drawing)))
-    if "html" in formats:
-        write_text(folder / PAGE, page(report, drawing))
+    with ThreadPoolExecutor(1) as beside:
+        if "png" in formats:
+            overlay = beside.submit(_write_overlay, drawing, folder / OVERLAY)
+            with whole_file(folder / LUNGS) as file:
+                file.write(encode_mask(report.lungs.mask))
+            if report.saliency is not None:
+                with whole_file(folder / SALIENCY) as file:
+                    np.save(file, report.saliency.map, allow_pickle=False)
+        if "html" in formats:
+            write_text(folder / PAGE, page(report, drawing))
+        if "png" in formats:
+            overlay.result()
     if "json" in formats:
         write_json(folder / REPORT, report.to_json())
     if "dicom" in formats:
@@ -60,6 +63,11 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
         for kind, dataset in dicom.objects(report, new_study=new_study).items():
             with whole_file(folder / f"{kind}.dcm") as file:
                 file.write(dicom.encode(dataset))
+
+
+def _write_overlay(drawing: Drawing, path: Path) -> None:
+    with whole_file(path) as file:
+        file.write(png(render(drawing.report, drawing)))
 
 
 def clear(folder: Path) -> None:

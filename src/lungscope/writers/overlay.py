@@ -120,18 +120,25 @@ def png(picture: Picture) -> bytes:
 
 def heat_colour(evidence: Pixels) -> tuple[NDArray[np.float32], Pixels]:
     """Colour f32 [..., 3] in 0..255 and opacity f32 [...] in 0..0.8 of evidence in logit units; 0 is clear."""
+    *colour, opacity = _heat_channels(evidence)
+    return np.stack(colour, axis=-1), opacity
+
+
+def _heat_channels(evidence: Pixels) -> list[Pixels]:
+    """Red, green, blue and opacity of evidence, each of its shape."""
     share = np.clip(evidence * np.float32(_HEAT_STEPS / EVIDENCE_SCALE), 0, _HEAT_STEPS)
-    found = _heat_table()[np.rint(share).astype(np.uint16)]
-    return found[..., :3], found[..., 3]
+    step = np.rint(share).astype(np.uint16)
+    return [np.asarray(cv2.LUT(step, channel), np.float32).reshape(step.shape) for channel in _heat_table()]
 
 
 @cache
 def _heat_table() -> NDArray[np.float32]:
-    """Colour and opacity of each of the steps that `EVIDENCE_SCALE` is parted into, f32 [steps, 4]."""
+    """Red, green, blue and opacity of each of the steps that `EVIDENCE_SCALE` is parted into, f32 [4, steps]."""
     share = np.linspace(0, 1, _HEAT_STEPS + 1)
     stops = np.linspace(0, 1, len(_HEAT))
-    colour = [np.interp(share, stops, channel) for channel in _HEAT.T]
-    return np.stack([*colour, 0.8 * np.sqrt(share)], axis=-1).astype(np.float32)
+    return np.stack(
+        [*(np.interp(share, stops, channel) for channel in _HEAT.T), 0.8 * np.sqrt(share)], dtype=np.float32
+    )
 
 
 def heat_layer(evidence: Pixels, side: int) -> Picture:
@@ -161,10 +168,12 @@ def roomiest(mask: Mask) -> tuple[int, int]:
 
 def _heat(picture: Picture, grey: Pixels, evidence: Pixels) -> None:
     """Lay evidence [h, w] over a picture u8 [h, w, 3] of `grey` f32 [h, w] in 0..255."""
-    found = np.flatnonzero(evidence > 0)
-    colour, opacity = heat_colour(evidence.ravel()[found])
-    ground = grey.ravel()[found, None]
-    picture.reshape(-1, 3)[found] = np.rint(ground + opacity[:, None] * (colour - ground)).astype(np.uint8)
+    part = box(evidence > 0)
+    if evidence[part].size == 0:
+        return
+    ground = grey[part]
+    *colour, opacity = _heat_channels(evidence[part])
+    picture[part] = cv2.merge([cv2.convertScaleAbs(ground + opacity * (channel - ground)) for channel in colour])
 
 
 def outline(mask: Mask, scale: Scale) -> list[NDArray[np.int32]]:
