@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 
 import cv2
@@ -16,6 +18,7 @@ import numpy as np
 from lungscope import __version__, runtime
 from lungscope.bundle import Bundle
 from lungscope.errors import LungscopeError
+from lungscope.hardware import keep_freed_memory
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.report import Failure, Report, RunInfo
@@ -42,12 +45,15 @@ class Analyzer:
         streams: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
-        self._runtime = runtime.Runtime(
-            device, precision, streams=streams, threads=threads, offered=self.bundle.offered
-        )
-        spec = self.bundle.classifier
+        keep_freed_memory()
         with ThreadPoolExecutor() as pool:
+            pool.submit(runtime.version)  # imports OpenVINO while the bundle is verified
+            self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
+            offered = self.bundle.offered
+            self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads, offered=offered)
+            # Takes as long as loading the graphs, which leaves Python and a core to it.
+            Thread(target=import_module, args=("lungscope.readers.dicom",), daemon=True).start()
+            spec = self.bundle.classifier
             classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
             members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
             self._segmenter = Segmenter(self.bundle.segmenter, list(members))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope.hardware import cores
+
 Pixels = NDArray[np.float32]
+Result = TypeVar("Result")
+
+#: Pixels from which work on two cores is done sooner than on one, in spite of starting threads for it.
+_LARGE = 2**20
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ class Radiograph:
         return height, width
 
 
+def box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The rows and columns of the smallest box that holds all set pixels of `mask` [H, W]; both empty without any."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return slice(top, top + height), slice(left, left + width)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """A square window on the source grid, and the square network grid that it is resampled to.
@@ -72,13 +88,12 @@ class Geometry:
     def around(cls, mask: NDArray[np.bool_], size: int, margin: float) -> Geometry:
         """The square around the bounding box of `mask` (bool [H, W], not empty), widened by `margin` of its longer side
         on each end."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if rows.size == 0:
+        rows, columns = box(mask)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if height == 0:
             raise ValueError("Geometry.around needs a mask with at least one pixel set")
-        height, width = int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
         side = max(1, round(max(height, width) * (1 + 2 * margin)))
-        top = int(rows[0]) - (side - height) // 2
-        left = int(columns[0]) - (side - width) // 2
+        top, left = rows.start - (side - height) // 2, columns.start - (side - width) // 2
         return cls((mask.shape[0], mask.shape[1]), top, left, side, size)
 
     def to_network(self, grid: NDArray[np.generic]) -> Pixels:
@@ -86,16 +101,18 @@ class Geometry:
         set."""
         if grid.shape != self.source_shape:
             raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
-        return self.from_inside(np.asarray(grid[self.inside], np.float32))
+        part = np.asarray(grid[self.inside], np.float32)
+        if part.shape == (self.side, self.side):
+            return _resample(part, self.size)
+        window = np.zeros((self.side, self.side), np.float32)
+        window[self.in_window(self.inside)] = part
+        return _resample(window, self.size)
 
-    def from_inside(self, part: Pixels) -> Pixels:
-        """Resample the film's pixels at `inside` to f32 [size, size]."""
-        rows, columns = self.inside
-        if part.shape != (self.side, self.side):
-            top, left = rows.start - self.top, columns.start - self.left
-            below, right = self.side - top - part.shape[0], self.side - left - part.shape[1]
-            part = np.asarray(cv2.copyMakeBorder(part, top, below, left, right, cv2.BORDER_CONSTANT), np.float32)
-        return _resample(part, self.size)
+    def masked(self, film: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+        """Resample a film [H, W] whose pixels outside `mask` [H, W] are blacked out to f32 [size, size]."""
+        window = np.zeros((self.side, self.side), np.float32)
+        cv2.copyTo(film[self.inside], mask[self.inside].view(np.uint8), window[self.in_window(self.inside)])
+        return _resample(window, self.size)
 
     @property
     def inside(self) -> tuple[slice, slice]:
@@ -104,22 +121,23 @@ class Geometry:
         rows = slice(max(self.top, 0), min(self.top + self.side, height))
         return rows, slice(max(self.left, 0), min(self.left + self.side, width))
 
-    def to_inside(self, grid: Pixels) -> Pixels:
-        """Resample a map over the network's field of view, [h, w] with h = w of any size, to the film's pixels at
-        `inside`, f32."""
-        rows, columns = self.inside
-        window = _resample(np.ascontiguousarray(grid, np.float32), self.side)
-        return window[
-            rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left
-        ]
+    def to_window(self, grid: Pixels) -> Pixels:
+        """Resample a map over the network's field of view, [h, w] with h = w of any size, to the window, f32
+        [side, side]."""
+        return _resample(np.ascontiguousarray(grid, np.float32), self.side)
+
+    def in_window(self, part: tuple[slice, slice]) -> tuple[slice, slice]:
+        """Where rows and columns of the film, which must be `inside`, lie in the window."""
+        rows, columns = part
+        return (
+            slice(rows.start - self.top, rows.stop - self.top),
+            slice(columns.start - self.left, columns.stop - self.left),
+        )
 
     def to_source(self, grid: Pixels) -> Pixels:
         """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside
         the window."""
-        return self.on_source(self.to_inside(grid))
-
-    def on_source(self, part: Pixels) -> Pixels:
-        """What f32 [H, W] is that has `part` at `inside`, and 0 elsewhere."""
+        part = self.to_window(grid)[self.in_window(self.inside)]
         if part.shape == self.source_shape:
             return np.ascontiguousarray(part)
         out = np.zeros(self.source_shape, np.float32)
@@ -127,8 +145,26 @@ class Geometry:
         return out
 
 
+def in_bands(work: Callable[[Pixels], Result], grid: Pixels, divides: int = 0) -> list[Result]:
+    """What `work` makes of bands of rows of a large `grid` [H, W], from the top, computed side by side; of a small one,
+    the whole. divides: a number that the count of bands, at most one a core, must be a divisor of; 0 is any."""
+    count = next(n for n in range(cores() if grid.size >= _LARGE else 1, 0, -1) if divides % n == 0)
+    if count == 1:
+        return [work(grid)]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, np.array_split(grid, count)))
+
+
 def _resample(grid: Pixels, size: int) -> Pixels:
-    if grid.shape == (size, size):
+    side = grid.shape[0]
+    if side == size:
         return np.array(grid, order="C")
-    how = cv2.INTER_AREA if grid.shape[0] > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(grid, (size, size), interpolation=how), dtype=np.float32)
+    if side < size:
+        return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
+
+    def shrink(band: Pixels) -> Pixels:
+        shape = (size, band.shape[0] * size // side)
+        return np.asarray(cv2.resize(band, shape, interpolation=cv2.INTER_AREA), np.float32)
+
+    # OpenCV averages on one core. A band of whole cells comes out as it does in the whole grid.
+    return np.concatenate(in_bands(shrink, grid, math.gcd(side, size)))

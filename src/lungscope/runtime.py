@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import sys
 import threading
@@ -212,9 +213,15 @@ class Runtime:
     def _load(self, path: Path) -> Network | None:
         """The compiled graph in a file; None where there is none, or none that this OpenVINO takes."""
         try:
-            data = np.memmap(path, np.uint8, "c")
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            data = np.frombuffer(mapped, np.uint8)
             tensor = _openvino().Tensor(data, shared_memory=True)
-            return _Compiled(self._core.import_model(tensor, self.device, self._config), data)
+            model = self._core.import_model(tensor, self.device, self._config)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                # Much of it has been copied into other layouts; what is used in place comes back from the file.
+                mapped.madvise(mmap.MADV_DONTNEED)
+            return _Compiled(model, data)
         except (OSError, RuntimeError, TypeError, ValueError):
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
 def load(name: str) -> Any:
     """The command `name` in full. Raises MissingExtraError where a part that it needs is not installed."""
     entry = COMMANDS[name]
+    gc.disable()  # an import makes much and no garbage
     try:
         module = importlib.import_module(entry.module)
     except ModuleNotFoundError as error:
@@ -49,6 +51,8 @@ def load(name: str) -> Any:
         if entry.extra is None or missing == "lungscope":
             raise
         raise MissingExtraError(f"`lungscope {name}`", entry.extra) from error
+    finally:
+        gc.enable()
     command = typer.main.get_command(module.app)
     command.name = name
     return command
@@ -99,6 +103,8 @@ def main() -> None:
     except OSError as error:
         _complain("os", str(error))
         sys.exit(EXIT_STATUS[LungscopeError])
+    finally:
+        gc.freeze()  # what is left goes with the process, and need not be searched for garbage first
 
 
 def _complain(code: str, message: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
@@ -12,6 +13,9 @@ from lungscope.radiograph import Radiograph, Source
 from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, NO_FILM
 
 __all__ = ["decode", "find", "read"]
+
+#: Bytes from which hashing takes longer than starting a thread that does it beside decoding.
+_LARGE = 2**20
 
 
 def read(path: str | os.PathLike[str]) -> Radiograph:
@@ -47,9 +51,17 @@ def decode(data: bytes, name: str, *, path: Path | None = None, max_pixels: int 
 
     path: what the film's source says. max_pixels: a header that promises more is refused before anything is decoded.
     """
-    # Imported here, so that a folder of PNGs never waits for pydicom, nor a DICOM node for Pillow.
     if not data:
         raise UnreadableFileError(f"{name}: is empty (0 bytes). Export or copy the film again.")
+    if len(data) < _LARGE:
+        return _decode(data, name, path, max_pixels, hashlib.sha256(data).hexdigest)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(hashlib.sha256, data)
+        return _decode(data, name, path, max_pixels, lambda: digest.result().hexdigest())
+
+
+def _decode(data: bytes, name: str, path: Path | None, max_pixels: int, sha256: Callable[[], str]) -> Radiograph:
+    # Imported here, so that a folder of PNGs never waits for pydicom, nor a DICOM node for Pillow.
     if _is_dicom(data):
         from lungscope.readers import dicom
 
@@ -58,7 +70,7 @@ def decode(data: bytes, name: str, *, path: Path | None = None, max_pixels: int 
         from lungscope.readers import raster
 
         film = raster.decode(data, name, max_pixels)
-    source = Source(path, hashlib.sha256(data).hexdigest(), film.format, film.tags)
+    source = Source(path, sha256(), film.format, film.tags)
     return Radiograph(film.pixels, source, film.spacing_mm, film.spacing_origin)
 
 

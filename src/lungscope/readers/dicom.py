@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
+import cv2
 import numpy as np
 import pydicom.uid as uid
 from numpy.typing import NDArray
@@ -146,7 +147,10 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
         raise UnreadableFileError(f"{name}: its DICOM header lacks {', '.join(missing)}. Export the film again.")
     _check_pixels(ds, name, max_pixels)
     table, how = grey_scale(ds)
-    pixels = table[_codes(ds, name)]
+    codes = _codes(ds, name)
+    # Repeated over the unused bits: retired overlays may live in them (PS3.5 8.1.2), and sign bits do; neither is part
+    # of the value.
+    pixels = np.asarray(cv2.LUT(codes, np.resize(table, 2 ** (8 * codes.itemsize))), np.float32)
     spacing, origin = _spacing(ds)
     tags = {key: text for key in KEYWORDS if (text := _text(ds.get(key)))}
     tags |= {"TransferSyntaxUID": str(_transfer_syntax(ds)), "GreyScale": how}
@@ -243,7 +247,7 @@ def _check_pixels(ds: Dataset, name: str, max_pixels: int) -> None:
 
 
 def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
-    """The stored bits of each pixel as an unsigned number, [H, W]."""
+    """Each pixel as an unsigned number, [H, W], with the stored bits in its lower ones."""
     syntax = _transfer_syntax(ds)
     bits = int(ds.BitsStored)
     if syntax not in DECODERS or (syntax == uid.JPEGExtended12Bit and bits > 8):
@@ -262,14 +266,11 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
         array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
     codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
-    if 8 * array.itemsize == bits:
-        return codes
     if plugin not in _NATIVE and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:
         raise UnreadableFileError(
             f"{name}: its header says {bits} bits are stored, its compressed data hold more. Export it again."
         )
-    # Retired overlays may live in the unused bits (PS3.5 8.1.2), and sign bits do; neither is part of the value.
-    return codes & codes.dtype.type(2**bits - 1)
+    return codes
 
 
 def _transfer_syntax(ds: Dataset) -> uid.UID:

@@ -131,6 +131,8 @@ def _deep_colour(data: bytes) -> Samples:
 
 def _scale(samples: Samples, white: int, name: str) -> Pixels:
     """Unsigned samples [H, W] or [H, W, channels] to f32 [H, W], with `white` as 1."""
+    if samples.ndim == 2 and samples.dtype == np.uint8:
+        return np.asarray(cv2.LUT(samples, np.arange(256, dtype=np.float32) / np.float32(white)), np.float32)
     if samples.ndim == 2:
         return np.divide(samples, np.float32(white), dtype=np.float32)
     channels = cv2.split(samples)

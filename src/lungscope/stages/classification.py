@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -45,11 +44,9 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
     Pixels are blacked out on the film's own grid, before resampling, so that no trace of them is averaged in.
     """
     geometry = Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
-    part = pixels[geometry.inside]
-    if spec.input != "image":
-        seen = mask[geometry.inside] if spec.input == "lungs" else ~mask[geometry.inside]
-        part = np.asarray(cv2.copyTo(part, seen.view(np.uint8)), np.float32)
-    return geometry.from_inside(part), geometry
+    if spec.input == "image":
+        return geometry.to_network(pixels), geometry
+    return geometry.masked(pixels, mask if spec.input == "lungs" else ~mask), geometry
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lungscope.radiograph import Pixels
+from lungscope.radiograph import Pixels, box
 from lungscope.stages.classification import Classification
 from lungscope.stages.segmentation import LungMask
 
@@ -41,15 +41,15 @@ def localize(classification: Classification, lungs: LungMask) -> Saliency:
     """Bring the positive part of the predicted class's map to the source grid, and keep what lies in the lungs."""
     evidence = np.maximum(classification.cam[classification.index], 0)
     geometry = classification.geometry
-    rows, columns = geometry.inside
-    around = geometry.to_inside(evidence)
-    inside = np.asarray(cv2.copyTo(around, lungs.mask[rows, columns].view(np.uint8)), np.float32)
-    total = cv2.sumElems(around)[0]
-    _, value, _, (column, row) = cv2.minMaxLoc(inside)
+    window, around, lung = geometry.to_window(evidence), geometry.inside, box(lungs.mask)
+    kept = np.zeros(lungs.mask.shape, np.float32)
+    cv2.copyTo(window[geometry.in_window(lung)], lungs.mask[lung].view(np.uint8), kept[lung])
+    total = cv2.sumElems(window[geometry.in_window(around)])[0]
+    _, value, _, (column, row) = cv2.minMaxLoc(kept[lung])
     return Saliency(
-        map=geometry.on_source(inside),
+        map=kept,
         label=classification.label,
-        peak=(rows.start + row, columns.start + column) if value > 0 else None,
+        peak=(lung[0].start + row, lung[1].start + column) if value > 0 else None,
         peak_value=value,
-        fraction_in_lungs=cv2.sumElems(inside)[0] / total if total > 0 else None,
+        fraction_in_lungs=cv2.sumElems(kept[lung])[0] / total if total > 0 else None,
     )

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from lungscope.errors import QualityError, UnsupportedImageError
-from lungscope.radiograph import Pixels, Radiograph
+from lungscope.radiograph import Pixels, Radiograph, in_bands
 
 #: Short side in pixels. Below the first a rib is narrower than a pixel; the second is what the training films have.
 MIN_SIDE, GOOD_SIDE = 64, 224
@@ -151,13 +151,15 @@ def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None
 
 def _check_greys(pixels: Pixels, name: str, warn: Callable[[str, str], None]) -> tuple[float, float, float]:
     # The range ends where 1.0 falls into the last level: the upper end is exclusive.
-    counts = cv2.calcHist([pixels], [0], None, [LEVELS], [0.0, LEVELS / (LEVELS - 1)]).ravel()
-    share = np.cumsum(counts, dtype=np.float64) / pixels.size
+    ranges = [0.0, LEVELS / (LEVELS - 1)]
+    histograms = in_bands(lambda band: cv2.calcHist([band], [0], None, [LEVELS], ranges).ravel(), pixels)
+    counts = np.sum(histograms, axis=0, dtype=np.float64)
+    share = np.cumsum(counts) / pixels.size
     low, high = (int(np.searchsorted(share, quantile)) for quantile in (0.01, 0.99))
     spread = (high - low) / (LEVELS - 1)
     edge = round(LEVELS * EDGE)
     empty, clipped = float(share[edge - 1]), float(1 - share[-edge - 1])
-    if counts.max() == np.float32(pixels.size):
+    if np.count_nonzero(counts) == 1:
         raise QualityError(f"{name}: is blank: every pixel is {pixels[0, 0]:.2f} (0 black, 1 white). Export it again.")
     if empty > MAX_EMPTY:
         raise QualityError(f"{name}: {empty:.0%} of it is black; at most {MAX_EMPTY:.0%} may be. Export it again.")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from lungscope.radiograph import Pixels
+from lungscope.radiograph import Pixels, box
 from lungscope.stages.classification import Classification, softmax
 from lungscope.stages.segmentation import LungMask, Mask
 
@@ -94,12 +94,13 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
         names = ", ".join(classification.labels)
         return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).")
     log_odds, probability = disease(classification)
-    # The classifier's window holds both lungs; what is outside needs no look.
     geometry = classification.geometry
-    evidence, involved = geometry.to_inside(log_odds), geometry.to_inside(probability) > INVOLVED
+    evidence, share = geometry.to_window(log_odds), geometry.to_window(probability)
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
-        thirds = _thirds(lung[geometry.inside], involved, evidence, geometry.inside[0].start)
+        part = box(lung)  # which the classifier's window holds
+        there = geometry.in_window(part)
+        thirds = _thirds(lung[part], share[there] > INVOLVED, evidence[there], part[0].start)
         zones |= dict(zip(ZONES[side], thirds, strict=True))
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
@@ -158,12 +159,8 @@ def contradiction(label: str, probability: float, zones: Mapping[str, Zone | Non
 
 
 def _thirds(lung: Mask, involved: Mask, evidence: Pixels, above: int) -> list[Zone | None]:
-    """The zones of a lung, all three arrays on the same grid, whose first row is row `above` of the film."""
-    rows = np.flatnonzero(lung.any(axis=1))
-    if rows.size == 0:
-        return [None, None, None]
-    top, height = int(rows[0]), int(rows[-1] - rows[0] + 1)
-    edges = [top + height * third // 3 for third in range(4)]
+    """The zones of a lung, all three arrays on its bounding box, whose first row is row `above` of the film."""
+    edges = [lung.shape[0] * third // 3 for third in range(4)]
     return [_zone(lung, involved, evidence, start, stop, above) for start, stop in pairwise(edges)]
 
 

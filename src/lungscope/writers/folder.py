@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from lungscope.report import Report
 from lungscope.writers.atomic import whole_file, write_text
 from lungscope.writers.html import PAGE, page
 from lungscope.writers.json import RESULTS, RUN, write_json
-from lungscope.writers.overlay import png, render
+from lungscope.writers.overlay import Drawing, png, render
 from lungscope.writers.run import RUN_FORMATS
 
 REPORT, LUNGS, SALIENCY, OVERLAY = "report.json", "lungs.png", "saliency.npy", "overlay.png"
@@ -39,18 +40,21 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
     units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at. *.dcm:
     `lungscope.writers.dicom.objects`, which also says what new_study is and what is raised.
     """
+    drawing = Drawing(report)
     clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if "png" in formats:
-        with whole_file(folder / LUNGS) as file:
-            file.write(encode_mask(report.lungs.mask))
-        if report.saliency is not None:
-            with whole_file(folder / SALIENCY) as file:
-                np.save(file, report.saliency.map, allow_pickle=False)
-        with whole_file(folder / OVERLAY) as file:
-            file.write(png(render(report)))
-    if "html" in formats:
-        write_text(folder / PAGE, page(report))
+    with ThreadPoolExecutor(1) as beside:
+        if "png" in formats:
+            overlay = beside.submit(_write_overlay, drawing, folder / OVERLAY)
+            with whole_file(folder / LUNGS) as file:
+                file.write(encode_mask(report.lungs.mask))
+            if report.saliency is not None:
+                with whole_file(folder / SALIENCY) as file:
+                    np.save(file, report.saliency.map, allow_pickle=False)
+        if "html" in formats:
+            write_text(folder / PAGE, page(report, drawing))
+        if "png" in formats:
+            overlay.result()
     if "json" in formats:
         write_json(folder / REPORT, report.to_json())
     if "dicom" in formats:
@@ -59,6 +63,11 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
         for kind, dataset in dicom.objects(report, new_study=new_study).items():
             with whole_file(folder / f"{kind}.dcm") as file:
                 file.write(dicom.encode(dataset))
+
+
+def _write_overlay(drawing: Drawing, path: Path) -> None:
+    with whole_file(path) as file:
+        file.write(png(render(drawing.report, drawing)))
 
 
 def clear(folder: Path) -> None:
@@ -70,7 +79,7 @@ def clear(folder: Path) -> None:
 
 def encode_mask(mask: np.typing.NDArray[np.bool_]) -> bytes:
     """A mask bool [H, W] as an 8-bit grey PNG of 0 and 255."""
-    ok, data = cv2.imencode(".png", mask.astype(np.uint8) * 255)
+    ok, data = cv2.imencode(".png", mask.view(np.uint8) * np.uint8(255))
     if not ok:
         raise RuntimeError("OpenCV could not encode a PNG")
     return data.tobytes()

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lungscope.radiograph import box
 from lungscope.report import Report
 from lungscope.stages.classification import INPUT_NAMES, Classification
 from lungscope.stages.segmentation import Mask
@@ -17,10 +18,10 @@ from lungscope.stages.severity import ZONES, Severity, contradiction
 from lungscope.writers.overlay import (
     EVIDENCE_SCALE,
     RIGHT,
+    Drawing,
     Scale,
     heat_colour,
     heat_layer,
-    outline,
     roomiest,
     side_letters,
     zone_letters,
@@ -42,7 +43,7 @@ _SLIDER = (
 )
 
 
-def page(report: Report) -> str:
+def page(report: Report, drawing: Drawing | None = None) -> str:
     """A report as a self-contained HTML page.
 
     Every text out of the file (its name, its DICOM attributes) is escaped. Nothing is loaded, and no script runs but
@@ -56,7 +57,7 @@ def page(report: Report) -> str:
         f'<p class="disclaimer">{escape(document["disclaimer"])}</p>',
         _warnings(document["run"]["warnings"]),
         _contradiction(report),
-        f'<div class="page">{_viewer(report)}<div class="side">',
+        f'<div class="page">{_viewer(report, drawing or Drawing(report))}<div class="side">',
         _classes(report.classification),
         _severity(report, document["severity"]),
         f"</div></div>{_lungs(document)}{_facts(document)}",
@@ -91,12 +92,12 @@ def _contradiction(report: Report) -> str:
     return f'<section class="warnings"><h2>Class and severity contradict each other</h2><p>{escape(text)}</p></section>'
 
 
-def _viewer(report: Report) -> str:
+def _viewer(report: Report, drawing: Drawing) -> str:
     """The film with its layers, and what switches them."""
-    scale = Scale.of(report.film.shape)
+    scale = drawing.scale
     switches = [_switch("lungs", "Lungs")]
-    pictures = [_image(_jpeg(report, scale), scale, 'class="film"')]
-    layers = [_outlines(report, scale)]
+    pictures = [_image(_jpeg(drawing), scale, 'class="film"')]
+    layers = [_outlines(report, drawing)]
     legend = [f'<span><i class="{side}"></i>patient\'s {side} lung</span>' for side in ZONES]
     seen = ["The film with the lungs outlined"]
     if report.severity is not None and any(report.severity.zones.values()):
@@ -108,7 +109,7 @@ def _viewer(report: Report) -> str:
     if saliency is not None:
         seen.append(f"the evidence for {saliency.label} as a heat map")
         switches += [_switch("evidence", "Evidence"), _SLIDER]
-        pictures.append(_image(_heat(report), scale, 'id="heat" class="evidence"'))
+        pictures.append(_image(_heat(drawing), scale, 'id="heat" class="evidence"'))
         legend.append(
             f'<span class="evidence">evidence for {escape(saliency.label)}: 0 {_ramp()} {EVIDENCE_SCALE:g} logit units '
             "and more</span>"
@@ -136,18 +137,21 @@ def _image(uri: str, scale: Scale, attributes: str) -> str:
     )
 
 
-def _jpeg(report: Report, scale: Scale) -> str:
+def _jpeg(drawing: Drawing) -> str:
     """The film as it is seen, 8 bit, shrunk to the drawn size where it is larger, as a data URI."""
-    film = scale.draw(report.film.pixels) if scale.factor < 1 else report.film.pixels
-    grey = np.rint(np.clip(film, 0, 1) * 255).astype(np.uint8)
-    return _uri("jpeg", grey, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    pixels = drawing.report.film.pixels
+    grey = drawing.grey if drawing.scale.factor < 1 else np.clip(pixels, 0, 1) * 255
+    return _uri("jpeg", np.rint(grey).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
-def _heat(report: Report) -> str:
+def _heat(drawing: Drawing) -> str:
     """The evidence in the colours of overlay.png, clear where there is none, as a data URI."""
-    assert report.saliency is not None
-    layer = cv2.cvtColor(heat_layer(report.saliency.map, HEAT_SIDE), cv2.COLOR_RGBA2BGRA)
-    return _uri("png", np.asarray(layer, np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    assert drawing.report.saliency is not None and drawing.evidence is not None
+    evidence = drawing.evidence if drawing.scale.factor < 1 else drawing.report.saliency.map
+    layer = cv2.cvtColor(heat_layer(evidence, HEAT_SIDE), cv2.COLOR_RGBA2BGRA)
+    # Mostly clear and smooth: unfiltered, it packs ten times as fast as by OpenCV's choice of filters, and no larger.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    return _uri("png", np.asarray(layer, np.uint8), options)
 
 
 def _uri(kind: str, picture: np.typing.NDArray[np.uint8], options: list[int]) -> str:
@@ -157,13 +161,13 @@ def _uri(kind: str, picture: np.typing.NDArray[np.uint8], options: list[int]) ->
     return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
 
 
-def _outlines(report: Report, scale: Scale) -> str:
+def _outlines(report: Report, drawing: Drawing) -> str:
     pieces = [
-        f'<path class="outline {side}" d="{"".join(_closed(contour) for contour in outline(mask, scale))}"/>'
-        for side, mask in (("right", report.lungs.right), ("left", report.lungs.left))
-        if mask.any()
+        f'<path class="outline {side}" d="{"".join(map(_closed, contours))}"/>'
+        for side, contours in drawing.outlines.items()
+        if contours
     ]
-    for letter, _, x, y in side_letters(report, scale):
+    for letter, _, x, y in side_letters(report, drawing.scale):
         side = "right" if letter == "R" else "left"
         pieces.append(f'<text class="letter {side}" text-anchor="middle" x="{x}" y="{max(y - 12, 34)}">{letter}</text>')
     return f'<g class="lungs">{"".join(pieces)}</g>'
@@ -260,21 +264,21 @@ def _scores(severity: Severity) -> str:
 def _figure(report: Report) -> str:
     """The lungs of this film, each zone in the colour of its score."""
     assert report.severity is not None
-    rows, columns = (np.flatnonzero(report.lungs.mask.any(axis=axis)) for axis in (1, 0))
-    if rows.size == 0 or not any(report.severity.zones.values()):
+    rows, columns = box(report.lungs.mask)
+    if rows.stop == 0 or not any(report.severity.zones.values()):
         return ""
-    factor = _FIGURE / (columns[-1] - columns[0] + 1)
-    height = round(factor * (rows[-1] - rows[0] + 1))
+    factor = _FIGURE / (columns.stop - columns.start)
+    height = round(factor * (rows.stop - rows.start))
     shapes, texts = [], []
     for letter, zone in report.severity.zones.items():
         if zone is None:
             continue
-        start, stop = zone.rows
-        lung = (report.lungs.right if letter in "ABC" else report.lungs.left)[start:stop]
-        shape = _path(lung, factor, start - int(rows[0]), -int(columns[0]))
-        shapes.append(f'<path class="s{zone.score}" d="{shape}"/>')
-        column, row = roomiest(lung)
-        x, y = factor * (column - columns[0]), factor * (start + row - rows[0])
+        lung = (report.lungs.right if letter in "ABC" else report.lungs.left)[slice(*zone.rows)]
+        part = box(lung)
+        row, column = zone.rows[0] + part[0].start - rows.start, part[1].start - columns.start
+        shapes.append(f'<path class="s{zone.score}" d="{_path(lung[part], factor, row, column)}"/>')
+        x, y = roomiest(lung[part])
+        x, y = factor * (column + x), factor * (row + y)
         texts.append(
             f'<text class="s{zone.score}" x="{x:.0f}" y="{y - 1:.0f}">{letter} · {zone.score}</text>'
             f'<text class="small s{zone.score}" x="{x:.0f}" y="{y + 13:.0f}">{100 * zone.extent:.0f} %</text>'
@@ -289,7 +293,7 @@ def _figure(report: Report) -> str:
 
 
 def _path(mask: Mask, factor: float, row: int, column: int) -> str:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     pieces = []
     for contour in contours:
         points = cv2.approxPolyDP(contour, 0.6 / factor, True)[:, 0] + np.array([column, row])

@@ -1,0 +1,53 @@
+"""Resampling against OpenCV's on the whole grid, and boxes against NumPy."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from lungscope import radiograph
+from lungscope.radiograph import Geometry, box, in_bands
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7])
+@pytest.mark.parametrize(("side", "size"), [(1120, 224), (2048, 224), (1978, 160), (1301, 224), (1025, 1024)])
+def test_a_large_film_is_shrunk_in_bands_to_the_same_bits(
+    side: int, size: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(radiograph, "cores", lambda: cores)
+    film = RANDOM.random((side, side), dtype=np.float32)
+    whole = cv2.resize(film, (size, size), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(Geometry.letterbox(film.shape, size).to_network(film), whole)
+
+
+def test_bands_hold_every_row_once_and_their_count_is_a_divisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(radiograph, "cores", lambda: 6)
+    film = RANDOM.random((1200, 1000), dtype=np.float32)
+    for divides, count in ((0, 6), (8, 4), (7, 1)):
+        bands = in_bands(lambda band: band, film, divides)
+        assert len(bands) == count
+        np.testing.assert_array_equal(np.concatenate(bands), film)
+    assert len(in_bands(lambda band: band, film[:10])) == 1, "a small film is not worth a thread"
+
+
+def test_what_is_masked_leaves_no_trace() -> None:
+    film = RANDOM.random((90, 70), dtype=np.float32)
+    mask = RANDOM.random(film.shape) < 0.5
+    geometry = Geometry.around(mask, 16, 0.2)
+    assert geometry.top < 0, "the window reaches beyond the film"
+    np.testing.assert_array_equal(geometry.masked(film, mask), geometry.to_network(film * mask))
+
+
+@pytest.mark.parametrize("pixels", [(), ((3, 5),), ((0, 1), (6, 2)), ((2, 0), (2, 8))])
+def test_a_box_holds_what_is_set_and_no_more(pixels: tuple[tuple[int, int], ...]) -> None:
+    mask = np.zeros((7, 9), np.bool_)
+    for at in pixels:
+        mask[at] = True
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    found = box(mask)
+    assert mask[found].sum() == mask.sum()
+    if pixels:
+        assert found == (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
