@@ -48,7 +48,9 @@ class Analyzer:
         keep_freed_memory()
         with ThreadPoolExecutor() as pool:
             pool.submit(runtime.version)  # imports OpenVINO while the bundle is verified
-            self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
+            self.bundle = (
+                bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
+            )
             offered = self.bundle.offered
             self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads, offered=offered)
             # Takes as long as loading the graphs, which leaves Python and a core to it.
