@@ -69,7 +69,13 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"The Ray cluster {address!r} can not be joined: {error}") from error
+            reason = str(error).strip().rstrip(".")
+            if address == "local":
+                raise ClusterError(f"Ray can not be started here: {reason}.") from error
+            raise ClusterError(
+                f"Ray at {address!r} can not be joined: {reason}. Versions of Ray and Python, and the token "
+                "(RAY_AUTH_TOKEN), must be those of its head."
+            ) from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         try:
             yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
