@@ -63,6 +63,7 @@ def test_a_gate_is_failed_past_any_limit(change: dict[str, object], why: str) ->
         ("gpu.0", GPU, {"int8": GOOD}, True, "x86_64", "f32", "f16: its gate was not measured"),
         ("gpu", GPU, {"f16": GOOD}, False, "x86_64", "f16", "native"),
         ("gpu", GPU, {"f16": BAD}, False, "x86_64", "f32", "f16: its gate failed"),
+        ("npu", GPU, {"int8": GOOD, "f16": GOOD}, True, "x86_64", "f32", "nothing else is tried on npu"),
     ],
 )
 def test_auto_takes_what_is_native_and_passed(

@@ -13,7 +13,7 @@ from lungscope.errors import BundleError, UsageError, look_up
 PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 #: How OpenVINO's OPTIMIZATION_CAPABILITIES call what a device computes natively.
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
-#: What auto tries, fastest first.
+#: What auto tries on a kind of device, fastest first; on any other kind f32 alone.
 FASTEST = {"cpu": ("int8", "bf16"), "gpu": ("f16",)}
 #: Where int8 is faster than f32 by measurement, with VNNI or without; elsewhere it may be a slow emulation.
 INT8_MACHINES = ("x86_64", "amd64")
@@ -133,7 +133,7 @@ def choose(
 
 def _fastest(device: str, capabilities: Collection[str], offered: Offered, machine: str) -> tuple[str, str]:
     passed_over = []
-    for name in FASTEST["gpu" if device.startswith("gpu") else "cpu"]:
+    for name in FASTEST.get(device.partition(".")[0], ()):
         gate = offered.gates.get(name)
         if CAPABILITIES[name] not in capabilities:
             passed_over.append(f"{name}: {device} does not compute it natively")
@@ -147,4 +147,4 @@ def _fastest(device: str, capabilities: Collection[str], offered: Offered, machi
             passed_over.append(f"{name}: its gate failed, {gate.failures[0]}")
         else:
             return name, "; ".join([f"{name}: native, and its gate was passed on {gate.films} films", *passed_over])
-    return "f32", "; ".join(passed_over)
+    return "f32", "; ".join(passed_over) or f"nothing else is tried on {device}"
