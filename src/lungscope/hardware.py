@@ -7,12 +7,11 @@ import ipaddress
 import os
 import platform
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 #: Parameters of mallopt (glibc's malloc.h).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def cores() -> int:
@@ -20,14 +19,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep up to 256 MiB of what arrays leave for those of the next film. It would give them back to the
-    system each time, and getting them anew takes longer than filling them. Other C libraries are left as they are."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that it takes
-            mallopt(_M_TRIM_THRESHOLD, 2**28)
+def keep_freed_memory(most: int | None = 2**28) -> bool:
+    """Have glibc keep what large arrays leave for those that come next: `most` bytes of it, None for all. Returns
+    whether it does; other C libraries are left as they are.
+
+    It would give them back to the system each time, and pages that the system has to clear again cost more than filling
+    them: two million page faults in a training step of CoAtNet-0 on 16 films of 256². With `most`, blocks above 32 MiB
+    still go back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+    if most is not None:
+        settings = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: most}
+    return all([mallopt(parameter, value) == 1 for parameter, value in settings.items()])
 
 
 def processor() -> dict[str, Any]:

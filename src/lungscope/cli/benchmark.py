@@ -3,6 +3,7 @@ a bundle is on this machine, and whether it finds there what eager PyTorch finds
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,19 +103,39 @@ def runtime(
     film: Annotated[
         list[Path] | None, typer.Option("--film", help="A film to measure with; may be repeated. Else the demo film.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each thing is measured.")] = 30,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="How often each thing is measured: 30 times, 5 with --training.")
+    ] = None,
     films: Annotated[int, typer.Option(min=1, help="Films of a batch.")] = 300,
     alone: Annotated[bool, typer.Option("--alone", help="Measure lungscope alone, without PyTorch beside it.")] = False,
     model: Model = None,
     device: Device = "auto",
     precision: Arithmetic = "auto",
+    training: Annotated[
+        bool, typer.Option("--training", help="Measure training, and nothing else; runtime.json keeps what it has.")
+    ] = False,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="With --training: a network; may be repeated. Else CoAtNet-0 and the ensemble's members."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="With --training: a store. Else one of the demo film.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="With --training: the films' side.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="With --training: films of a step.")] = 16,
+    workers: Workers = 0,
     json_: Json = False,
 ) -> None:
     """How fast films are analysed here: one film by stage, batches, whole processes, and the processor's own limit.
 
     Beside lungscope, and interleaved with it, runs a pipeline of eager PyTorch and pytorch-grad-cam with the same
     weights, and ONNX Runtime where it is installed. Let nothing else run meanwhile.
+
+    With --training: films a second of `lungscope train`'s loop, and of a plain loop in f32 that opens each film with
+    PIL, in turns.
     """
+    if training:
+        _training(out, network, data, size, batch, workers, repeats or 5, json_)
+        return
+    repeats = repeats or 30
     if not alone and not all(map(find_spec, ("torch", "timm", "segmentation_models_pytorch", "safetensors", "onnx"))):
         raise MissingExtraError("`lungscope benchmark runtime` without --alone", "train")
     given = {path.name: path for path in film or []}
@@ -242,6 +263,35 @@ def parity(
             f"least {result['least_mask']:.4f}; {len(result['failed'])} failed"
         )
     raise typer.Exit(0 if result["passed"] else 1)
+
+
+def _training(
+    out: Path,
+    network: list[str] | None,
+    data: Path | None,
+    size: int,
+    batch: int,
+    workers: int,
+    repeats: int,
+    json_: bool,
+) -> None:
+    try:
+        from lungscope.training import speed as training
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lungscope"):
+            raise
+        raise MissingExtraError("`lungscope benchmark runtime --training`", "train") from error
+    with TemporaryDirectory() as folder:
+        store = data or training.write_films(demo_film(), Path(folder))
+        jobs = [training.Job(name, store, size, batch, workers) for name in network or training.networks()]
+        training.check(jobs)
+        facts = {"commit": commit(), "machine": speed.machine()}
+        found = training.measure(jobs, repeats)
+    path = out / "runtime.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**before, "training": {**facts, "networks": found}})
+    print(dumps(found) if json_ else "\n".join(training.table(found)))
 
 
 #: A whole script around the eager pipeline.

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lungscope.bundle import sha256_of
 from lungscope.errors import RecipeError
+from lungscope.hardware import keep_freed_memory
 from lungscope.training.energy import EnergyMeter
 from lungscope.training.films import EpochSampler, rank_and_world_size
 from lungscope.training.recipe import Phase, Recipe, as_table
@@ -243,6 +244,7 @@ class Run:
     strata: list[int]
     facts: dict[str, Any] = field(default_factory=dict)
     initial: Path | None = None
+    callbacks: list[Callback] = field(default_factory=list)
 
     def fit(self, build_network: Any, build_task: Any) -> Path:
         """Train phase after phase; a phase that is done is skipped, one that was cut off goes on from its last epoch.
@@ -251,6 +253,7 @@ class Run:
         weights. Raises RecipeError where `folder` already holds a run of another recipe or seed.
         """
         self._claim_folder()
+        keep_freed_memory(None)
         torch.set_float32_matmul_precision("high")
         previous = self.initial
         for number, phase in enumerate(self.recipe.phases, 1):
@@ -320,6 +323,7 @@ class Run:
                 save_on_train_epoch_end=True,
             ),
             LearningRateMonitor("epoch"),
+            *self.callbacks,
         ]
         if recipe.stop_after:
             callbacks.append(EarlyStopping("val_loss", patience=recipe.stop_after, mode="min"))
