@@ -33,7 +33,7 @@ def keep_freed_memory(most: int | None = 2**28) -> bool:
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
     if most is not None:
         settings = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: most}
-    return all([mallopt(parameter, value) == 1 for parameter, value in settings.items()])
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
 
 
 def processor() -> dict[str, Any]:
