@@ -65,6 +65,7 @@ def local(analyzer: Analyzer, films: list[Path], out: Path) -> list[dict[str, An
     return rows(out)
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_the_local_engine(address: str, tiny: Path, tmp_path: Path) -> None:
     mixed(tmp_path / "in")
     inputs = ["in", "missing.png", "--model", tiny, "--write", "parquet,csv", "--json"]
@@ -186,6 +187,7 @@ def test_a_run_over_urls_is_interrupted_and_goes_on(
     assert rows(out)[-1]["error"]["message"] == f"{folder.as_uri()}/missing.png: does not exist. Check the address."
 
 
+@pytest.mark.slow
 def test_workers_that_would_compute_something_else_are_refused(
     address: str, tiny: Path, analyzer: Analyzer, tmp_path: Path
 ) -> None:
