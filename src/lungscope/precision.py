@@ -15,7 +15,7 @@ PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 #: What auto tries on a kind of device, fastest first; on any other kind f32 alone.
 FASTEST = {"cpu": ("int8", "bf16"), "gpu": ("f16",)}
-#: Where int8 is faster than f32 by measurement, with VNNI or without; elsewhere it may be a slow emulation.
+#: Where int8 is faster than f32 already without VNNI, by measurement; elsewhere that was not measured.
 INT8_MACHINES = ("x86_64", "amd64")
 
 #: The most that mean Dice with the drawn lungs, and accuracy, may fall below f32's.

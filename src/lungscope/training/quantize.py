@@ -106,8 +106,8 @@ def _stacked(images: list[Images]) -> Images:
 def quantize_graph(path: Path, images: Images) -> quantization.Quantization:
     """Quantise an ONNX file over the ranges that its values take on `images`, f32 [N, 1, S, S].
 
-    Weights take half of int8's range: sums of pairs then fit into the 16 bits that processors without VNNI have, and
-    every processor computes the same (NNCF's OverflowFix).
+    Weights take half of int8's range: sums of pairs then fit into the 16 bits that processors without VNNI have, where
+    they would saturate (NNCF's OverflowFix).
     """
     import nncf
 
