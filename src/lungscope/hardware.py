@@ -48,7 +48,7 @@ def keep_memory() -> bool:
     """Let this process keep the memory that it frees, where its C library is glibc; returns whether it does.
 
     Otherwise glibc returns each block of more than 32 MiB, which a network's activations are, and the system clears the
-    next one's pages again: more than two million page faults in a step of CoAtNet-0 on 16 films of 256².
+    next one's pages again: over a million page faults in a step of CoAtNet-0 on 16 films of 256², channels last.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
