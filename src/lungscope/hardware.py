@@ -24,8 +24,8 @@ def keep_freed_memory(most: int | None = 2**28) -> bool:
     whether it does; other C libraries are left as they are.
 
     It would give them back to the system each time, and pages that the system has to clear again cost more than filling
-    them: over a million page faults in a training step of CoAtNet-0 on 16 films of 256². With `most`, blocks above 32 MiB
-    still go back.
+    them: over a million page faults in a training step of CoAtNet-0 on 16 films of 256². With `most`, blocks above
+    32 MiB still go back.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
