@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import cv2
@@ -36,6 +36,8 @@ from lungscope.writers.folder import DEFAULT_FORMATS, write
 
 #: Calls that are not counted: caches and thread pools are cold in them.
 WARM_UP = 2
+#: Seconds between two calls: threads of a contender that go on waiting actively would take cores from the next one.
+REST = 0.1
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -64,10 +66,11 @@ class Timing:
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Call each of `contenders` in turn, `repeats` times after a warm-up."""
+    """Call each of `contenders` in turn, `repeats` times after a warm-up, with a rest before each call."""
     timings = {name: Timing() for name in contenders}
     for _ in range(WARM_UP + repeats):
         for name, work in contenders.items():
+            sleep(REST)
             timings[name].time(work)
     return timings
 
