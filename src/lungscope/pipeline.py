@@ -5,11 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from time import perf_counter
 
 import cv2
@@ -53,8 +51,6 @@ class Analyzer:
             )
             offered = self.bundle.offered
             self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads, offered=offered)
-            # Takes as long as loading the graphs, which leaves Python and a core to it.
-            Thread(target=_import_pydicom).start()
             spec = self.bundle.classifier
             classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
             members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
@@ -142,11 +138,6 @@ def failure(item: Radiograph | Path | str, error: Exception) -> Failure:
     if isinstance(error, LungscopeError):
         return Failure(path, error.code, str(error))
     return Failure(path, "internal", f"{type(error).__name__}: {error}")
-
-
-def _import_pydicom() -> None:
-    with suppress(ImportError):  # whoever reads a DICOM film is told
-        import_module("lungscope.readers.dicom")
 
 
 class _Clock:

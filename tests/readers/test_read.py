@@ -15,6 +15,7 @@ from tests.corpus import WRITERS, draw_chest, write_broken, write_films
 from lungscope.errors import InputError, QualityError, UnreadableFileError, UnsupportedImageError
 from lungscope.readers import decode, find, read
 from lungscope.stages.quality import inspect
+from programs import python
 
 LOSSY = {"jpeg": 0.08, "rgb-jpeg": 0.08, "dicom-jpeg": 0.08, "dicom-j2k-lossy": 0.05, "dicom-jpegls-near": 0.001}
 BLAND = {"one-pixel", "black", "white", "strip", "faint", "dicom-black"}
@@ -148,3 +149,24 @@ def test_reading_a_png_loads_neither_pydicom_nor_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "PIL.Image" in loaded and not loaded & {"pydicom", "torch"}
+
+
+@pytest.mark.parametrize(("kind", "pydicom"), [("dicom", True), ("png8", False)])
+def test_what_a_film_needs_is_imported_ahead(tmp_path: Path, kind: str, pydicom: bool) -> None:
+    path = WRITERS[kind](draw_chest(150, 130, np.random.default_rng(1)), tmp_path / "film")
+    done = python(
+        "import sys, threading\nfrom pathlib import Path\nfrom lungscope.readers import prepare\n"
+        f"prepare(Path({str(path)!r}))\n"
+        "[thread.join() for thread in threading.enumerate() if thread is not threading.current_thread()]\n"
+        "print('pydicom' in sys.modules, 'lungscope.readers.raster' in sys.modules)"
+    )
+    assert done.stdout.split() == [str(pydicom), str(not pydicom)], done.stderr
+
+
+def test_what_is_wrong_with_a_film_is_not_told_ahead(tmp_path: Path) -> None:
+    done = python(
+        "import threading\nfrom pathlib import Path\nfrom lungscope.readers import prepare\n"
+        f"prepare(Path({str(tmp_path / 'none.png')!r}))\n"
+        "[thread.join() for thread in threading.enumerate() if thread is not threading.current_thread()]"
+    )
+    assert (done.returncode, done.stderr) == (0, "")

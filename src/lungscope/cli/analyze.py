@@ -32,7 +32,7 @@ from lungscope.bundle import locate
 from lungscope.errors import MissingExtraError, UsageError, look_up
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
-from lungscope.readers import absolute, find, remote
+from lungscope.readers import absolute, find, prepare, remote
 from lungscope.report import DISCLAIMER
 from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS
 from lungscope.writers.json import RESULTS, dumps, read_rows
@@ -132,6 +132,7 @@ def analyze(
             workers = stack.enter_context(cluster.connect(ray_address, workers))
             work = partial(cluster.run_films, analyzer, films, out, formats, workers)
         else:
+            prepare(Path(films[0]))
             streams = cores() if len(films) > 1 else None
             analyzer = Analyzer(locate(model), device=device, precision=precision, streams=streams)
             work = partial(run_films, analyzer, list(map(Path, films)), out, formats, new_study=new_study)

@@ -6,13 +6,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph, Source
 from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, NO_FILM
 
-__all__ = ["decode", "find", "read"]
+__all__ = ["decode", "find", "prepare", "read"]
 
 #: Bytes from which hashing takes longer than starting a thread that does it beside decoding.
 _LARGE = 2**20
@@ -44,6 +47,19 @@ def read(path: str | os.PathLike[str]) -> Radiograph:
         reason = (error.strerror or str(error)).lower()
         raise UnreadableFileError(f"{path}: cannot be read: {reason}. Check the path and its permissions.") from error
     return decode(data, str(path), path=path)
+
+
+def prepare(path: Path) -> None:
+    """Begin to import what reading this film will take, on a thread: loading a bundle leaves Python time for it. What
+    is wrong with the film or the installation, `read` will say."""
+
+    def load() -> None:
+        with suppress(Exception):
+            with path.open("rb") as file:
+                kind = "dicom" if _is_dicom(file.read(132)) else "raster"
+            import_module(f"lungscope.readers.{kind}")
+
+    Thread(target=load, daemon=True).start()
 
 
 def decode(data: bytes, name: str, *, path: Path | None = None, max_pixels: int = MAX_PIXELS) -> Radiograph:
