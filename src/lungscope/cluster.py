@@ -97,9 +97,8 @@ def run_films(
     """Analyse `films`, paths or URLs, as `batch.run_films` does, inside `connect`.
 
     analyzer: what every worker must compute with, too; it analyses nothing itself. formats: of the run, not of films.
-    stop: once set, rows of films that are done are written, and the run is
-    closed with "interrupted" true. Raises ClusterError where the cluster fails: what was done stays in `out`, and can
-    be resumed.
+    stop: once set, rows of films that are done are written, and the run is closed with "interrupted" true.
+    Raises ClusterError where the cluster fails: what was done stays in `out`, and can be resumed.
     """
 
     def entries(known: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
