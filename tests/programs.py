@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
 
 import lungscope
+from lungscope.cli import main as front
 
 SRC = str(Path(lungscope.__file__).parents[1])
 
@@ -34,3 +39,10 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         timeout=600,
         check=False,
     )
+
+
+def run(*arguments: object) -> Any:
+    """What `lungscope` with these arguments and --json prints, in this process."""
+    done = CliRunner().invoke(front.app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 
 from films import TISSUE, draw, save
@@ -25,10 +25,6 @@ from lungscope.pipeline import Analyzer
 from lungscope.readers import remote
 from lungscope.writers.json import read_rows
 from programs import environment, program, python
-
-parquet = pytest.importorskip("pyarrow.parquet")
-if importlib.util.find_spec("ray") is None:
-    pytest.skip("the extra 'cluster' (Ray) is not installed", allow_module_level=True)
 
 WORKERS = 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,8 @@ def test_a_gate_is_passed_at_its_limits() -> None:
         ({"same_mask": 0.9949}, "masks have Dice 0.9949 with those of f32, less than 0.995"),
     ],
 )
-def test_a_gate_is_failed_past_any_limit(change: dict[str, object], why: str) -> None:
-    gate = replace(GOOD, **change)  # type: ignore[arg-type]
+def test_a_gate_is_failed_past_any_limit(change: dict[str, Any], why: str) -> None:
+    gate = replace(GOOD, **change)
     assert not gate.passed
     assert gate.failures == [why]
     assert gate.to_json()["passed"] is False

@@ -7,7 +7,8 @@ An error says what came, what is allowed, and what to do next. The library never
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LungscopeError(Exception):
@@ -73,6 +74,18 @@ class MissingExtraError(LungscopeError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional part of lungscope. Install it: pip install 'lungscope[{extra}]'")
+
+
+@contextmanager
+def needs(what: str, extra: str) -> Iterator[None]:
+    """Imports that the optional part `extra` brings: one that is missing becomes MissingExtraError about `what`. A
+    missing module of lungscope itself is a fault of ours, and stays one."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "lungscope":
+            raise
+        raise MissingExtraError(what, extra) from error
 
 
 class UsageError(LungscopeError):

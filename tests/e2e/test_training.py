@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +19,13 @@ from lungscope.data.store import Store
 from lungscope.statistics import with_interval
 from lungscope.training import recipe as recipe_module
 from nets import trained_segmenter
+from programs import run
 
 SIZE = 64
 #: Folder of a class, and the opacities that its films show.
 CLASSES = {"COVID": [(0.5, 0.28, 0.1)], "Normal": [], "Viral Pneumonia": [(0.35, 0.72, 0.1)]}
 RECIPES = Path(recipe_module.__file__).parent / "recipes"
 PARTS = ("train", "train", "train", "train", "val", "val", "test", "test")
-
-
-def run(*arguments: object) -> Any:
-    done = CliRunner().invoke(front.app, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,19 +9,16 @@ import numpy as np
 import pytest
 
 from bundles import seal, write_bundle
-from films import LUNG, draw, save
 from lungscope import quantization
 from lungscope.bundle import Bundle
 from lungscope.data.split import Row, Split
-from lungscope.data.store import Record, Store, write_records
+from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation.card import model_card
 from lungscope.evaluation.gate import evenly, measure_gate, parity
 from lungscope.pipeline import Analyzer
 from lungscope.quantization import Quantization, Quantizer
-
-SHAPE = (320, 288)
-OPACITIES = ((0.35, 0.28, 0.09), (0.6, 0.72, 0.09))
+from stores import write_store
 
 
 def with_int8(root: Path, *, logits: tuple[float, float, float] | None = None) -> Bundle:
@@ -43,25 +39,8 @@ def with_int8(root: Path, *, logits: tuple[float, float, float] | None = None) -
 
 @pytest.fixture
 def store(tmp_path: Path) -> tuple[Store, Split]:
-    """Three films with their true lungs and class, and one that is no image."""
-    origin, root = tmp_path / "films", tmp_path / "store"
-    names = ["a", "b", "c", "broken"]
-    for name in names:
-        save(origin / f"{name}.png", draw(*SHAPE, opacities=OPACITIES if name == "b" else ()))
-        save(origin / f"{name}-lungs.png", (draw(*SHAPE) == np.float32(LUNG)).astype(np.float32))
-    (origin / "broken.png").write_text("not an image")
-    root.mkdir()
-    for array in ("images", "masks"):
-        np.save(root / f"{array}.npy", np.zeros((len(names), 64, 64), np.uint8))
-    records = [
-        Record(name, f"{name}.png", "COVID-19" if name == "b" else "Normal", f"{name}-lungs.png", "",
-               hashlib.sha256(name.encode()).hexdigest(), *SHAPE)
-        for name in names
-    ]  # fmt: skip
-    write_records(root / "records.csv", records)
-    facts = {"schema_version": "1", "name": "films", "size": 64, "origin": str(origin)}
-    (root / "store.json").write_text(json.dumps(facts))
-    return Store.open(root), Split(tuple(Row("films", r.id, r.sha256, r.label, r.id, "val") for r in records))
+    found = write_store(tmp_path)
+    return found, Split(tuple(Row("films", r.id, r.sha256, r.label, r.id, "val") for r in found.records))
 
 
 def test_what_int8_keeps_is_counted(tmp_path: Path, store: tuple[Store, Split]) -> None:

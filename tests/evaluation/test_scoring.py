@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from films import LUNG, draw, save
 from lungscope.data.split import Row, Split
-from lungscope.data.store import Record, Store, write_records
+from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation.scoring import (
     ZONES,
@@ -30,35 +29,15 @@ from lungscope.evaluation.scoring import (
 from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Geometry
 from lungscope.report import Failure
-
-SHAPE = (320, 288)
-OPACITIES = ((0.35, 0.28, 0.09), (0.6, 0.72, 0.09))
+from stores import OPACITIES, SHAPE, write_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> tuple[Store, Split]:
     """Four films with their true lungs, one of which is not an image at all; two belong to one group."""
-    origin = tmp_path / "films"
-    names = ["a", "b", "c", "broken"]
-    for name in names:
-        film = draw(*SHAPE, opacities=OPACITIES if name == "b" else ())
-        save(origin / f"{name}.png", film)
-        save(origin / f"{name}-lungs.png", (draw(*SHAPE) == np.float32(LUNG)).astype(np.float32))
-    (origin / "broken.png").write_text("not an image")
-    root = tmp_path / "store"
-    root.mkdir()
-    for array in ("images", "masks"):
-        np.save(root / f"{array}.npy", np.zeros((len(names), 64, 64), np.uint8))
-    records = [
-        Record(name, f"{name}.png", "COVID-19" if name == "b" else "Normal", f"{name}-lungs.png", "",
-               hashlib.sha256(name.encode()).hexdigest(), *SHAPE)
-        for name in names
-    ]  # fmt: skip
-    write_records(root / "records.csv", records)
-    facts = {"schema_version": "1", "name": "films", "size": 64, "origin": str(origin)}
-    (root / "store.json").write_text(json.dumps(facts))
-    rows = tuple(Row("films", r.id, r.sha256, r.label, "ac" if r.id in "ac" else r.id, "test") for r in records)
-    return Store.open(root), Split(rows)
+    found = write_store(tmp_path)
+    rows = (Row("films", r.id, r.sha256, r.label, "ac" if r.id in "ac" else r.id, "test") for r in found.records)
+    return found, Split(tuple(rows))
 
 
 def table(path: Path, rows: list[dict[str, object]]) -> None:

@@ -13,13 +13,11 @@ import openvino
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 from bundles import SIZE, seal, write_bundle, write_classifier
 from films import draw, save
 from lungscope import quantization
 from lungscope.bundle import Bundle, sha256_of
-from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError
@@ -29,6 +27,7 @@ from lungscope.quantization import Quantization, Quantizer
 from lungscope.runtime import Quantized, Runtime
 from lungscope.training.export import SegmenterGraph, store_as_f16, to_onnx
 from lungscope.training.quantize import quantize_graph
+from programs import run
 
 
 class Small(nn.Module):
@@ -203,12 +202,6 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> No
     (tmp_path / "q.npz").write_bytes(data)
     with pytest.raises(BundleError, match="is no quantisation file"):
         quantization.load(tmp_path / "q.npz")
-
-
-def run(*arguments: object) -> Any:
-    done = CliRunner().invoke(front.app, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from lungscope.cli.analyze import demo_film, formats_of
 from lungscope.cli.evaluate import with_bar
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
-from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up
+from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up, needs
 from lungscope.evaluation import gate, speed
 from lungscope.evaluation.benchmark import Kind
 from lungscope.evaluation.provenance import commit, facts
@@ -235,12 +235,8 @@ def parity(
     Exit status 1 where fewer than 99.8 % of films have one class, or masks have a mean Dice below 0.995.
     """
     look_up(part, PARTS, what="part")
-    try:
+    with needs("`lungscope benchmark parity`", "train"):
         from lungscope.training.baselines import Eager
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lungscope"):
-            raise
-        raise MissingExtraError("`lungscope benchmark parity`", "train") from error
     parts = Split.read_all(split)
     analyzer = Analyzer(locate(model), device=device, precision=precision)
     paths = [
@@ -275,12 +271,8 @@ def _training(
     repeats: int,
     json_: bool,
 ) -> None:
-    try:
+    with needs("`lungscope benchmark runtime --training`", "train"):
         from lungscope.training import speed as training
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lungscope"):
-            raise
-        raise MissingExtraError("`lungscope benchmark runtime --training`", "train") from error
     with TemporaryDirectory() as folder:
         store = data or training.write_films(demo_film(), Path(folder))
         jobs = [training.Job(name, store, size, batch, workers) for name in network or training.networks()]
@@ -316,14 +308,10 @@ def _run(
     hardware: tuple[str, str, int],
 ) -> dict[str, str]:
     """Run the cells; a cell that can not be run does not stop the others. Returns the reasons by cell."""
-    try:
+    with needs(f"`lungscope benchmark {kind}` without --render", "train"):
         from lungscope.training.benchmark import Bench
         from lungscope.training.budget import load_budget
         from lungscope.training.engine import Hardware
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lungscope"):
-            raise
-        raise MissingExtraError(f"`lungscope benchmark {kind}` without --render", "train") from error
     if not data or not split:
         raise UsageError("Training needs --data and --split, each at least once. For tables of results alone: --render")
     logging.basicConfig(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,10 +138,21 @@ def _ready(model: str | None, device: str, precision: str, split: list[Path], pa
 
 def with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:
     """`work`, given what to call with films done and in all, under a progress bar on standard error."""
+    with film_bars() as begin:
+        return work(begin(title))
+
+
+@contextmanager
+def film_bars() -> Iterator[Callable[[str], scoring.Progress]]:
+    """Progress bars on standard error: given a title, what to call with films done and in all."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title)
-        return work(lambda done, total: progress.update(task, completed=done, total=total))
+
+        def begin(title: str) -> scoring.Progress:
+            task = progress.add_task(title)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield begin
 
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:

@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lungscope import __version__
-from lungscope.errors import EXIT_STATUS, LungscopeError, MissingExtraError, status_of
+from lungscope.errors import EXIT_STATUS, LungscopeError, needs, status_of
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,8 @@ def load(name: str) -> Any:
     entry = COMMANDS[name]
     gc.disable()  # an import makes much and no garbage
     try:
-        module = importlib.import_module(entry.module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if entry.extra is None or missing == "lungscope":
-            raise
-        raise MissingExtraError(f"`lungscope {name}`", entry.extra) from error
+        with nullcontext() if entry.extra is None else needs(f"`lungscope {name}`", entry.extra):
+            module = importlib.import_module(entry.module)
     finally:
         gc.enable()
     command = typer.main.get_command(module.app)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lungscope.bundle import MODEL_CARD, Bundle, locate
+from lungscope.cli.evaluate import film_bars
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError
@@ -48,13 +46,7 @@ def quantize(
     known = [(Store.open(path), parts) for path in data]
     if not keep:
         bundle = quantize_bundle(bundle, known, films=films)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-
-        def begin(precision: str) -> Callable[[int, int], None]:
-            task = progress.add_task(precision)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
+    with film_bars() as begin:
         bundle = measure_gates(bundle, known, limit=limit, device=device, begin=begin)
     if MODEL_CARD in bundle.files:
         bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lungscope.errors import LungscopeError, MissingExtraError, UnreadableFileError, UnsupportedImageError, UsageError
+from lungscope.errors import LungscopeError, UnreadableFileError, UnsupportedImageError, UsageError, needs
 from lungscope.readers.common import MAX_BYTES, NO_FILM
 
 #: A protocol has two letters at least: one is a drive of Windows.
@@ -59,10 +59,8 @@ def fetch(url: str) -> bytes:
 
 def _reach(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
-    try:
+    with needs(f"{url}: a URL", "cluster"):
         import fsspec.core
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{url}: a URL", "cluster") from error
     try:
         files, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # fsspec names the package
