@@ -23,7 +23,7 @@ from lungscope.report import Failure, Report, RunInfo
 from lungscope.stages.classification import Classifier
 from lungscope.stages.localization import localize
 from lungscope.stages.quality import inspect
-from lungscope.stages.segmentation import Segmenter
+from lungscope.stages.segmentation import LungMask, Segmenter
 from lungscope.stages.severity import grade
 
 
@@ -31,7 +31,8 @@ class Analyzer:
     """A weights bundle made ready on a device. Safe to use from several threads.
 
     bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, streams, threads: see
-    `runtime.Runtime`. Raises BundleError or UsageError when they can not be used.
+    `runtime.Runtime`. find_lungs: asked in place of the bundle's segmenter, whose networks are then not loaded.
+    Raises BundleError or UsageError when they can not be used.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Analyzer:
         precision: str = "auto",
         streams: int | None = None,
         threads: int | None = None,
+        find_lungs: Callable[[Radiograph], LungMask] | None = None,
     ) -> None:
         keep_freed_memory()
         with ThreadPoolExecutor() as pool:
@@ -53,8 +55,10 @@ class Analyzer:
             self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads, offered=offered)
             spec = self.bundle.classifier
             classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
-            members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
-            self._segmenter = Segmenter(self.bundle.segmenter, list(members))
+            if find_lungs is None:
+                members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
+                find_lungs = Segmenter(self.bundle.segmenter, list(members)).segment
+            self.find_lungs = find_lungs
             self._classifier = None if spec is None or classifier is None else Classifier(spec, classifier.result())
         self.versions = {
             "lungscope": __version__,
@@ -92,7 +96,7 @@ class Analyzer:
         with clock.stage("quality"):
             quality = inspect(film)
         with clock.stage("segmentation"):
-            lungs = self._segmenter.segment(film)
+            lungs = self.find_lungs(film)
         classification = saliency = severity = None
         if self._classifier is not None:
             with clock.stage("classification"):

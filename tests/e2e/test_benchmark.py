@@ -17,9 +17,13 @@ from typer.testing import CliRunner
 pytest.importorskip("torch", reason="needs the extra [train]")
 
 from films import draw, save
+from lungscope.bundle import Bundle
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
+from lungscope.pipeline import Analyzer
+from lungscope.readers import read
+from lungscope.training.benchmark import KnownLungs
 from nets import trained_segmenter
 from programs import environment
 
@@ -186,6 +190,14 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     assert cell["test"]["uncalibrated"]["ece"] >= 0 and cell["test"]["temperature"] > 0
     manifest = json.loads((tmp_path / "work/classification/resnet50-cropped-seed0/bundle/manifest.json").read_text())
     assert (manifest["classifier"]["view"]["input"], manifest["classifier"]["view"]["crop"]) == ("image", True)
+    # Lungs are found once and known from then on, with nothing changed by that.
+    bundle, store = Bundle.load(tmp_path / "lungs"), Store.open(films / "store")
+    known, film = KnownLungs(bundle), read(store.path_of(store.records[0]))
+    fresh = Analyzer(bundle, precision="f32").find_lungs(film)
+    for found in (known(film), known(film)):
+        for name in ("mask", "left", "right"):
+            assert np.array_equal(getattr(found, name), getattr(fresh, name)), name
+        assert (found.warnings, found.spacing_mm) == (fresh.warnings, fresh.spacing_mm)
     page = (tmp_path / "classification.md").read_text(encoding="utf-8")
     assert "Table 4" in page and "cropped: cut out, nothing blacked out" in page
 

@@ -333,10 +333,10 @@ def _run(
     names = {name for cell in cells for name in (cell.name, cell.network)}
     if unknown := sorted(set(only or []) - names):
         raise UsageError(f"--only {', '.join(unknown)}: the budget has no such cell. It has {', '.join(sorted(names))}")
+    chosen = [cell for cell in cells if not only or {cell.name, cell.network} & set(only)]
+    bench.cut(chosen)
     failed: dict[str, str] = {}
-    for cell in cells:
-        if only and not {cell.name, cell.network} & set(only):
-            continue
+    for cell in chosen:
         try:
             bench.run(cell)
         except (LungscopeError, RuntimeError, ValueError) as error:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from lungscope.bundle import Bundle, sha256_of
@@ -25,16 +26,19 @@ from lungscope.evaluation.calibration import calibrate
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
+from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.report import Report
-from lungscope.stages.classification import INPUTS
+from lungscope.stages.classification import INPUTS, Input
+from lungscope.stages.segmentation import LungMask
 from lungscope.training.budget import Budget
-from lungscope.training.classifier import train_classifier
+from lungscope.training.classifier import train_classifier, view_spec
 from lungscope.training.engine import EPOCHS, Hardware
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 from lungscope.training.networks import build_classifier, build_segmenter
 from lungscope.training.recipe import as_table, load_recipe
 from lungscope.training.segmenter import train_segmenter
+from lungscope.training.views import cut_views
 from lungscope.writers.atomic import write_text
 from lungscope.writers.json import dumps
 
@@ -42,6 +46,27 @@ log = logging.getLogger(__name__)
 
 #: Films on which a cell's time is taken, one after the other.
 TIMED_FILMS = 20
+
+
+class KnownLungs:
+    """Finds a film's lungs as `bundle` does, and knows them by the film's SHA-256 from then on: all classifiers of a
+    sitting are measured on the same films. Of a LungMask everything is kept but the map before thresholding."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._find = Analyzer(replace(bundle, classifier=None), precision="f32", streams=cores()).find_lungs
+        self._known: dict[str, tuple[LungMask, NDArray[np.uint8], NDArray[np.uint8]]] = {}
+
+    def __call__(self, film: Radiograph) -> LungMask:
+        if film.source.sha256 not in self._known:
+            found = self._find(film)
+            none = np.zeros((0, 0), np.bool_)
+            bare = replace(found, mask=none, left=none, right=none, probability=none.astype(np.float32))
+            self._known[film.source.sha256] = bare, np.packbits(found.left), np.packbits(found.right)
+        bare, *sides = self._known[film.source.sha256]
+        h, w = film.shape
+        left, right = (np.unpackbits(side, count=h * w).reshape(h, w).astype(np.bool_) for side in sides)
+        mask = left | right
+        return replace(bare, mask=mask, left=left, right=right, probability=mask.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,11 @@ class Bench:
     work: Path
     hardware: Hardware
     segmenter: Bundle
+
+    @cached_property
+    def lungs(self) -> KnownLungs:
+        """The lungs that classifiers are measured on."""
+        return KnownLungs(self.segmenter)
 
     def result(self, cell: Cell) -> Path:
         """The file of a cell's result."""
@@ -84,6 +114,21 @@ class Bench:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, dumps({**document, **measured}, indent=1) + "\n")
         return path
+
+    def cut(self, cells: Sequence[Cell]) -> None:
+        """Cut what the networks of `cells` are shown, so that every film's lungs are found once and not once a view."""
+        specs = {}
+        for cell in cells:
+            if cell.kind == "classification" and not self.result(cell).exists():
+                shown, crop = self._shown(cell)
+                specs[f"{shown}-{crop}"] = view_spec(shown, self.budget.recipe(cell).phases[-1].size, crop)
+        for store, _ in self.data:
+            if specs and any(record.label for record in store.records):
+                cut_views(store, self.segmenter, specs, store.root / "views")
+
+    def _shown(self, cell: Cell) -> tuple[Input, bool | None]:
+        variant = self.budget.variant(cell)
+        return next(known for known in INPUTS if known == cell.input), None if variant is None else variant.crop
 
     def _identity(self, cell: Cell) -> dict[str, Any]:
         """What says whether two results belong together."""
@@ -138,7 +183,7 @@ class Bench:
 
     def _network(self, cell: Cell) -> dict[str, Any]:
         recipe, folder, data = self.budget.recipe(cell), self.folder(cell), self._ready(cell)
-        variant, films = self.budget.variant(cell), parity_films(data)
+        films = parity_films(data)
         if cell.kind == "segmentation":
             run = train_segmenter(recipe, data, folder / "run", seed=cell.seed, hardware=self.hardware)
             trained = Trained.open(run)
@@ -146,13 +191,14 @@ class Bench:
             scores = _score_segmenter(bundle, data)
             size = _parameters(build_segmenter(cell.network))
         else:
+            shown, crop = self._shown(cell)
             run = train_classifier(
                 recipe,
                 data,
                 self.segmenter,
                 folder / "run",
-                shown=next(known for known in INPUTS if known == cell.input),
-                crop=None if variant is None else variant.crop,
+                shown=shown,
+                crop=crop,
                 seed=cell.seed,
                 hardware=self.hardware,
             )
@@ -161,7 +207,7 @@ class Bench:
             bundle = export_bundle(
                 finder, trained, folder / "bundle", films=films, name=cell.name, version="0", pool=pool
             )
-            scores = _score_classifier(bundle, data)
+            scores = _score_classifier(bundle, data, self.lungs)
             labels, side = len(trained.facts["labels"]), int(trained.facts["size"])
             size = _parameters(build_classifier(cell.network, classes=labels, size=side))
         return {
@@ -173,9 +219,7 @@ class Bench:
         }
 
     def _ensemble(self, cell: Cell) -> dict[str, Any]:
-        members = [
-            dataclasses.replace(cell, network=name, variant=None) for name in self.budget.grid(cell.kind).ensemble
-        ]
+        members = [replace(cell, network=name, variant=None) for name in self.budget.grid(cell.kind).ensemble]
         if missing := [member.name for member in members if not self.result(member).exists()]:
             raise DataError(f"{cell.name} needs {', '.join(missing)} first")
         try:
@@ -243,9 +287,9 @@ def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dic
     return {"stores": stores}
 
 
-def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
+def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]], lungs: KnownLungs) -> dict[str, Any]:
     """Temperature and conformal sets are fitted on validation, and put into the bundle that is then scored."""
-    analyzer = Analyzer(bundle, precision="f32", streams=cores())
+    analyzer = Analyzer(bundle, precision="f32", streams=cores(), find_lungs=lungs)
     val = _joined([scoring.predict(analyzer, store, split, "val") for store, split in data])
     temperature, conformal = calibrate(val.logits, val.truth)
     amend_bundle(bundle, temperature=temperature, conformal=conformal)

@@ -31,7 +31,8 @@ class Views:
 
 
 def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: Path) -> dict[str, Views]:
-    """Segment every film of `store` once with `bundle` and cut each view in `specs`; kept under `cache` by content.
+    """Segment every film of `store` once with `bundle` and cut each view in `specs`; kept under `cache` by content, and
+    cut again only where it is not there.
 
     The cache key is made of the films', the segmenter's and the views' digests, so a stale file is never read.
     """
@@ -43,8 +44,8 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
         for name, spec in specs.items()
     }
     paths = {name: (cache / f"{key}-views.npy", cache / f"{key}-usable.npy") for name, key in keys.items()}
-    if not all(path.exists() for pair in paths.values() for path in pair):
-        _cut(store, bundle, specs, paths)
+    if missing := {name: spec for name, spec in specs.items() if not all(path.exists() for path in paths[name])}:
+        _cut(store, bundle, missing, paths)
     return {
         name: Views(np.load(views, mmap_mode="r", allow_pickle=False), np.load(usable, allow_pickle=False))
         for name, (views, usable) in paths.items()
@@ -71,7 +72,8 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
     for done, _ in enumerate(in_order(cut, range(count)), 1):
         if done % 1000 == 0:
             log.info("%s: %d of %d films cut", store.name, done, count)
-    for name, (views, flags) in paths.items():
+    for name in specs:
+        views, flags = paths[name]
         views.parent.mkdir(parents=True, exist_ok=True)
         for path, array in ((flags, usable), (views, arrays[name])):
             part = path.with_name(f"{path.name}.part")
