@@ -64,6 +64,23 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_weights(network, tmp_path / "two.safetensors")
 
 
+def test_an_encoder_goes_into_another_decoder(tmp_path: Path) -> None:
+    trained = used(build_segmenter("fpn-mobilenetv2"))
+    save_weights(trained, tmp_path / "fpn.safetensors", {})
+    to_onnx(SegmenterGraph(trained), SIZE, tmp_path / "fpn.onnx", ["probability"])
+    for path in (tmp_path / "fpn.safetensors", tmp_path / "fpn.onnx"):
+        network = build_segmenter("unet-mobilenetv2")
+        decoder = {name: tensor.clone() for name, tensor in network.decoder.state_dict().items()}
+        load_weights(network, path, encoder_only=True)
+        torch.testing.assert_close(network.encoder.state_dict(), trained.encoder.state_dict())
+        torch.testing.assert_close(network.decoder.state_dict(), decoder, rtol=0, atol=0)
+    with pytest.raises(RecipeError, match=r"fpn\.safetensors does not fit this network"):
+        load_weights(build_segmenter("unet-efficientnetb2"), tmp_path / "fpn.safetensors", encoder_only=True)
+    save_weights(build_classifier("resnet50", classes=3, size=SIZE), tmp_path / "class.safetensors", {})
+    with pytest.raises(RecipeError, match="holds no encoder"):
+        load_weights(build_segmenter("unet-mobilenetv2"), tmp_path / "class.safetensors", encoder_only=True)
+
+
 def test_a_graph_with_folded_weights_is_refused(tmp_path: Path) -> None:
     kernel = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "onnx::Conv_7")
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("image", "y")]

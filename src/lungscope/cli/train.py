@@ -53,6 +53,9 @@ def segmenter(
     network: Network = None,
     seed: Seed = 0,
     initial: Initial = None,
+    encoder: Annotated[
+        Path | None, typer.Option("--encoder", help="Start the encoder alone, from a segmenter with the same encoder.")
+    ] = None,
     accelerator: Accelerator = "auto",
     devices: Devices = 1,
     num_nodes: Nodes = 1,
@@ -61,13 +64,16 @@ def segmenter(
     json_: Json = False,
 ) -> None:
     """Train a lung segmenter on the films that have a lung mask."""
+    if initial is not None and encoder is not None:
+        raise UsageError("--initial and --encoder both say what to start from. Give one of them.")
     _log_to_terminal()
     weights = train_segmenter(
         _recipe(recipe, network),
         _open(data, split),
         out,
         seed=seed,
-        initial=initial,
+        initial=initial or encoder,
+        encoder_only=encoder is not None,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
     )
     _finish(weights, json_)

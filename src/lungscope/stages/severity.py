@@ -95,12 +95,14 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
         return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).")
     log_odds, probability = disease(classification)
     geometry = classification.geometry
-    evidence, share = geometry.to_window(log_odds), geometry.to_window(probability)
+    # One large map at a time.
+    involved = geometry.to_window(probability) > INVOLVED
+    evidence = geometry.to_window(log_odds)
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
         part = box(lung)  # which the classifier's window holds
         there = geometry.in_window(part)
-        thirds = _thirds(lung[part], share[there] > INVOLVED, evidence[there], part[0].start)
+        thirds = _thirds(lung[part], involved[there], evidence[there], part[0].start)
         zones |= dict(zip(ZONES[side], thirds, strict=True))
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(

@@ -233,7 +233,10 @@ class KeepBest(Callback):
 
 @dataclass
 class Run:
-    """One training, from a recipe and data to `folder/weights.safetensors`."""
+    """One training, from a recipe and data to `folder/weights.safetensors`.
+
+    initial: weights to start from; with `encoder_only` nothing of them but the encoder.
+    """
 
     recipe: Recipe
     folder: Path
@@ -244,6 +247,7 @@ class Run:
     strata: list[int]
     facts: dict[str, Any] = field(default_factory=dict)
     initial: Path | None = None
+    encoder_only: bool = False
     callbacks: list[Callback] = field(default_factory=list)
 
     def fit(self, build_network: Any, build_task: Any) -> Path:
@@ -263,7 +267,7 @@ class Run:
                 network = build_network(phase.size)
                 set_momentum(network, self.recipe.batch_norm_momentum)
                 if previous is not None:
-                    load_weights(network, previous)
+                    load_weights(network, previous, encoder_only=self.encoder_only and previous is self.initial)
                 # Phases of one size must not draw the same numbers again.
                 seed = self.seed + PHASE_SEED * (number - 1)
                 self._fit_phase(build_task(network, phase, seed), phase, folder)
@@ -289,6 +293,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = json.loads(json.dumps({"recipe": as_table(self.recipe), "seed": self.seed, **self.facts}))
         mine["initial"] = None if self.initial is None else sha256_of(self.initial)
+        if self.encoder_only:
+            mine["initial"] = f"the encoder of {mine['initial']}"
         claim = self.folder / "run.json"
         if claim.exists():
             theirs = json.loads(claim.read_text())

@@ -74,10 +74,12 @@ def train_segmenter(
     seed: int,
     hardware: Hardware,
     initial: Path | None = None,
+    encoder_only: bool = False,
 ) -> Path:
     """Train `recipe.network` on the masked films of the train parts; validate on the val parts; never touch the test
     parts.
 
+    initial: weights to start from, of the same network; with `encoder_only`, of any with the same encoder.
     Returns the path of `folder/weights.safetensors`. Raises RecipeError or DataError where recipe and data do not fit.
     """
     if recipe.kind != "segmenter":
@@ -93,7 +95,7 @@ def train_segmenter(
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
     }
-    run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
+    run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial, encoder_only)
     return run.fit(
         lambda size: build_segmenter(recipe.network),
         lambda network, phase, seed: SegmenterTask(network, recipe, phase, seed, names),

@@ -17,6 +17,8 @@ from lungscope.training.networks import load_resized
 
 #: Under which name an exported graph holds the network whose outputs it wraps.
 PREFIX = "network."
+#: What the names of a segmenter's encoder begin with, whatever its decoder (segmentation-models-pytorch).
+ENCODER = "encoder."
 #: What marks a tensor that is stored as f16 and cast back when the graph is loaded.
 HALF = ".f16"
 
@@ -32,13 +34,21 @@ def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     beside.replace(path.with_suffix(".json"))
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) -> None:
     """Load weights into `network`, resizing what depends on the input size.
 
     path: `.safetensors` of a run, or `.onnx` of a bundle; parameters that the exported graph does not use stay as they
-    are. Raises RecipeError for a file of another network or another number of classes.
+    are. encoder_only: take a segmenter's encoder and leave the decoder as it is. Raises RecipeError for a file of
+    another network, encoder or number of classes.
     """
-    state = load_file(path) if path.suffix != ".onnx" else {**network.state_dict(), **_state_in(path)}
+    onnx_file = path.suffix == ".onnx"
+    state = _state_in(path) if onnx_file else load_file(path)
+    if encoder_only:
+        state = {name: tensor for name, tensor in state.items() if name.startswith(ENCODER)}
+        if not state:
+            raise RecipeError(f"{path} holds no encoder. Give the weights of a segmenter")
+    if onnx_file or encoder_only:
+        state = {**network.state_dict(), **state}
     try:
         load_resized(network, state)
     except RuntimeError as error:
