@@ -120,6 +120,20 @@ def test_an_analyzer_runs_on_it(bundle: Bundle) -> None:
     np.testing.assert_allclose(mean, report.classification.logits, atol=2e-3 * np.ptp(report.classification.cam))
 
 
+def test_a_classifier_goes_from_one_bundle_into_another(bundle: Bundle, segmenter: Trained, tmp_path: Path) -> None:
+    classifier = Trained.classifier_of(bundle)
+    again = export_bundle([segmenter], classifier, tmp_path / "again", films=films(), name="again", version="2")
+    assert again.classifier is not None and bundle.classifier is not None
+    assert (again.classifier.labels, again.classifier.view) == (bundle.classifier.labels, bundle.classifier.view)
+    assert again.manifest["training"]["runs"][-1] == bundle.manifest["training"]["runs"][-1]
+    old, new = (Analyzer(one, device="cpu").analyze(radiograph(draw())).classification for one in (bundle, again))
+    assert old is not None and new is not None
+    np.testing.assert_allclose(new.logits, old.logits, rtol=1e-5, atol=1e-5)
+    alone = export_bundle([segmenter], None, tmp_path / "alone", films=films(), name="alone", version="1")
+    with pytest.raises(BundleError, match="'alone' has no classifier"):
+        Trained.classifier_of(alone)
+
+
 def test_a_bundle_can_be_amended_and_a_tampered_one_is_refused(bundle: Bundle) -> None:
     sets = Conformal(0.9, (0.1, 0.6, 0.3))
     amended = amend_bundle(bundle, temperature=1.5, conformal=sets, files={"metrics.json": "{}\n"})

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from lungscope.bundle import MODEL_CARD
+from lungscope.bundle import MANIFEST, MODEL_CARD, Bundle
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
@@ -32,7 +32,9 @@ def export(
     data: Annotated[list[Path], typer.Option("--data", help="A store; for parity, calibration and metrics.")],
     split: Annotated[list[Path], typer.Option("--split", help="A split of the stores.")],
     out: Annotated[Path, typer.Option("--out", help="The bundle's folder; replaced if it is one.")],
-    classifier: Annotated[Path | None, typer.Option("--classifier", help="A classifier's run.")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option("--classifier", help="A classifier's run, or a bundle: its classifier.")
+    ] = None,
     pool: Annotated[str, typer.Option("--pool", help="How members are pooled: mean, union, vote.")] = "mean",
     segmenter_size: Annotated[
         int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")
@@ -65,7 +67,7 @@ def export(
     stores = [Store.open(path) for path in data]
     bundle = export_bundle(
         [Trained.open(run) for run in segmenter],
-        None if classifier is None else Trained.open(classifier),
+        None if classifier is None else _classifier(classifier),
         out,
         films=parity_films([(store, parts) for store in stores]),
         name=name,
@@ -108,6 +110,10 @@ def export(
         console.print("measured on the test parts")
     bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
     print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)
+
+
+def _classifier(path: Path) -> Trained:
+    return Trained.classifier_of(Bundle.load(path)) if (path / MANIFEST).is_file() else Trained.open(path)
 
 
 def _controls(path: Path) -> str:

@@ -96,6 +96,18 @@ class Trained:
         spec = bundle.segmenter
         return [cls(member.path, {"network": member.network, "size": spec.size}) for member in spec.members]
 
+    @classmethod
+    def classifier_of(cls, bundle: Bundle) -> Trained:
+        """The classifier of a finished bundle, as it is stored, with the facts of its run. Raises BundleError where
+        there is none."""
+        spec = bundle.classifier
+        if spec is None:
+            raise BundleError(f"bundle {bundle.name!r} has no classifier")
+        runs = bundle.manifest.get("training", {}).get("runs", [])
+        view = {"shown": spec.view.input, "crop": spec.view.crop, "margin": spec.view.margin, "size": spec.view.size}
+        known = {"network": spec.weights.network, "labels": list(spec.labels), **view}
+        return cls(spec.weights.path, {**(runs[-1] if runs else {}), **known})
+
 
 def parity_films(data: Sequence[tuple[Store, Split]]) -> NDArray[np.float32]:
     """Films f32 [N, 1, S, S] in 0..1 on which torch and the runtime must agree, evenly from the validation parts."""
@@ -249,7 +261,8 @@ def export_bundle(
         runs = [*segmenters, classifier] if classifier else segmenters
         document["parity"] = differences
         document["training"] = {
-            "runs": [{**run.facts, "weights_sha256": sha256_of(run.weights)} for run in runs],
+            # What comes out of a bundle has the digest of the run that it was first exported from.
+            "runs": [{"weights_sha256": sha256_of(run.weights), **run.facts} for run in runs],
             **(facts or {}),
         }
         if classifier is not None:
