@@ -155,9 +155,12 @@ function turn(by) {
 
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("input", update);
-form.addEventListener("reset", () => {
+// A "reset" event comes before the fields are empty, and nothing comes after.
+form.querySelector("[type=reset]").addEventListener("click", (event) => {
+  event.preventDefault();
+  form.reset();
   sort = { key: "number", down: false };
-  setTimeout(update);
+  update();
 });
 find("previous").addEventListener("click", () => turn(-1));
 find("next").addEventListener("click", () => turn(1));
