@@ -121,7 +121,8 @@ class Bench:
         for cell in cells:
             if cell.kind == "classification" and not self.result(cell).exists():
                 shown, crop = self._shown(cell)
-                specs[f"{shown}-{crop}"] = view_spec(shown, self.budget.recipe(cell).phases[-1].size, crop)
+                spec = view_spec(shown, self.budget.recipe(cell).phases[-1].size, crop)
+                specs[str(spec)] = spec
         for store, _ in self.data:
             if specs and any(record.label for record in store.records):
                 cut_views(store, self.segmenter, specs, store.root / "views")
