@@ -199,7 +199,7 @@ def _offered(section: _Section, digests: dict[str, str]) -> Offered:
 
 
 def _gate(section: _Section, digests: dict[str, str]) -> Gate:
-    section.keys(required="passed films dice accuracy same_mask same_class speed measured")
+    section.keys(required="passed films dice accuracy same_mask same_class speed measured", optional="margin again")
     weights = section.section("measured").section("weights")
     for file in weights.values:
         if weights.text(file) != digests.get(file):
@@ -217,6 +217,8 @@ def _gate(section: _Section, digests: dict[str, str]) -> Gate:
         same_mask=section.number("same_mask", 0, 1),
         same_class=None if section.values["same_class"] is None else section.number("same_class", 0, 1),
         speed=section.number("speed", 0, 1e6),
+        margin=section.number("margin", 0, 1e6) if "margin" in section.values else 0.0,
+        again=section.number("again", 0, 1) if "again" in section.values else 0.0,
     )
     if section.values["passed"] is not gate.passed:
         found = "; ".join(gate.failures) or "they pass"
@@ -227,21 +229,19 @@ def _gate(section: _Section, digests: dict[str, str]) -> Gate:
 def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> ClassifierSpec:
     section.keys(required="network file labels bias view temperature conformal")
     view = section.section("view")
-    view.keys(required="input crop margin size")
+    view.keys(required="input crop margin size", optional="equalised")
     labels = section.texts("labels")
     bias = section.numbers("bias")
     if len(labels) < 2 or len(set(labels)) != len(labels):
         section.fail(f"labels are {list(labels)}; at least two, all different, are needed")
     if len(bias) != len(labels):
         section.fail(f"'bias' has {len(bias)} numbers for {len(labels)} labels")
-    crop = view.values["crop"]
-    if not isinstance(crop, bool):
-        view.fail(f"'crop' is {crop!r}; true or false is needed")
+    crop, equalised = (view.truth(key) if key in view.values else False for key in ("crop", "equalised"))
     return ClassifierSpec(
         weights=weights(section),
         labels=labels,
         bias=bias,
-        view=ViewSpec(view.choice("input", INPUTS), crop, view.number("margin", 0, 1), view.count("size")),
+        view=ViewSpec(view.choice("input", INPUTS), crop, view.number("margin", 0, 1), view.count("size"), equalised),
         temperature=section.number("temperature", 1e-3, 1e3),
         conformal=None if section.values["conformal"] is None else _conformal(section.section("conformal"), labels),
     )
@@ -304,6 +304,9 @@ class _Section:
         if not 1 <= value <= most:
             self.fail(f"{key!r} is {value}; it must lie in 1..{most}")
         return value
+
+    def truth(self, key: str) -> bool:
+        return bool(self._get(key, bool, "true or false"))
 
     def choice(self, key: str, allowed: tuple[Any, ...]) -> Any:
         return look_up(self.text(key), allowed, what=f"{self.where}: {key}", error=BundleError)

@@ -73,6 +73,7 @@ reason = "cut out, nothing blacked out"
 networks = ["resnet50"]
 input = "image"
 crop = true
+equalised = true
 """
 
 #: The command, but the process gets SIGKILL in its training step of that number.
@@ -189,7 +190,8 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     assert cell["test"]["films"] == 6 and cell["val"]["films"] == 6
     assert cell["test"]["uncalibrated"]["ece"] >= 0 and cell["test"]["temperature"] > 0
     manifest = json.loads((tmp_path / "work/classification/resnet50-cropped-seed0/bundle/manifest.json").read_text())
-    assert (manifest["classifier"]["view"]["input"], manifest["classifier"]["view"]["crop"]) == ("image", True)
+    view = manifest["classifier"]["view"]
+    assert (view["input"], view["crop"], view["equalised"]) == ("image", True, True)
     # Lungs are found once and known from then on, with nothing changed by that.
     bundle, store = Bundle.load(tmp_path / "lungs"), Store.open(films / "store")
     known, film = KnownLungs(bundle), read(store.path_of(store.records[0]))

@@ -51,7 +51,8 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         folder = tmp_path / f"run-{shown}"
         trained = run(
             "train", "classifier", *data, "--model", tmp_path / "lungs", "--recipe", recipe, "--network", "resnet50",
-            "--input", shown, "--out", folder, "--accelerator", "cpu",
+            "--input", shown, *(("--no-crop", "--equalise") if shown == "lungs" else ()), "--out", folder,
+            "--accelerator", "cpu",
         )  # fmt: skip
         assert 0 <= trained["metrics"]["val_accuracy"] <= 1
         facts = json.loads((folder / "weights.json").read_text())
@@ -60,7 +61,8 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         manifest = run(
             "export", "--segmenter", segmenter, "--classifier", folder, *data, "--name", shown, "--out", bundles[shown]
         )
-        assert manifest["classifier"]["view"]["input"] == shown
+        view = manifest["classifier"]["view"]
+        assert (view["input"], view["crop"], view["equalised"]) == (shown, False, shown == "lungs")
         assert manifest["training"]["classifier_saw_lungs_of_this_segmenter"] is True
     assert len(list((store.root / "views").glob("*-views.npy"))) == 2, "each input is cut once"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from films import draw, radiograph
 from lungscope.errors import LungscopeError
 from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Pixels
-from lungscope.stages.classification import Classifier, ViewSpec, lung_view, softmax
+from lungscope.stages.classification import Classifier, ViewSpec, equalised, lung_view, softmax
 
 
 def test_views_hold_only_what_they_may_hold() -> None:
@@ -24,6 +25,26 @@ def test_views_hold_only_what_they_may_hold() -> None:
     view, geometry = lung_view(film, mask, ViewSpec("lungs", True, 0.0, 4))
     assert (geometry.top, geometry.left, geometry.side) == (2, 1, 4)
     np.testing.assert_allclose(view, [[0, 0.5, 0.5, 0]] * 4)
+
+
+def test_equalised_views_have_the_same_greys_whatever_the_exposure() -> None:
+    view = np.uint8([[0, 40, 40, 200], [0, 60, 80, 200]])
+    found = equalised(view)
+    # Six pixels are lit: 1 + 254 * (how many are darker + half of those that are equal) / 6.
+    assert found.tolist() == [[0, 43, 43, 213], [0, 107, 149, 213]]
+    other = np.uint8(np.where(view, np.rint(view**0.5 * 9), 0))
+    assert other.max() < 200 and equalised(other).tolist() == found.tolist()
+    assert not equalised(np.zeros((4, 4), np.uint8)).any()
+    film, mask = draw(), np.zeros((240, 200), np.bool_)
+    mask[60:180, 30:90] = True
+    spec = ViewSpec("lungs", True, 0.05, 64)
+    plain, even = (
+        lung_view(radiograph(film).pixels[:240, :200], mask, s)[0] for s in (spec, replace(spec, equalised=True))
+    )
+    assert (
+        even.dtype == np.float32
+        and even.tolist() == (equalised(np.uint8(np.rint(plain * 255))) / np.float32(255)).tolist()
+    )
 
 
 def test_softmax_by_hand_and_for_large_logits() -> None:

@@ -17,7 +17,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.stages.classification import INPUTS, Input
-from lungscope.training.classifier import train_classifier
+from lungscope.training.classifier import train_classifier, view_spec
 from lungscope.training.engine import Hardware
 from lungscope.training.films import rank_and_world_size
 from lungscope.training.recipe import Recipe, load_recipe
@@ -87,6 +87,15 @@ def classifier(
     recipe: Name = "classifier-cpu",
     network: Network = None,
     input_: Annotated[str, typer.Option("--input", help=f"What the network is shown: {', '.join(INPUTS)}.")] = "lungs",
+    crop: Annotated[
+        bool | None,
+        typer.Option(
+            "--crop/--no-crop", help="Cut out the square around the lungs, or show the frame; lungs alone are cut."
+        ),
+    ] = None,
+    equalise: Annotated[
+        bool, typer.Option("--equalise", help="Give what is shown the same grey levels on every film.")
+    ] = False,
     model: Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")] = None,
     seed: Seed = 0,
     initial: Initial = None,
@@ -101,12 +110,13 @@ def classifier(
     _log_to_terminal()
     look_up(input_, INPUTS, what="input")
     shown: Input = next(known for known in INPUTS if known == input_)
+    chosen = _recipe(recipe, network)
     weights = train_classifier(
-        _recipe(recipe, network),
+        chosen,
         _open(data, split),
         Bundle.load(locate(model)),
         out,
-        shown=shown,
+        view=view_spec(shown, chosen, crop, equalised=equalise),
         seed=seed,
         initial=initial,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),

@@ -137,7 +137,15 @@ def identity(cell: dict[str, Any]) -> dict[str, Any]:
     """What a result is the result of; two that agree in it are the same cell of the same grid."""
     what = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "crop", "members")
     made = ("segmenter", "parts")
-    return {**{key: cell[key] for key in what + made}, "budget": [cell["budget"]["name"], cell["budget"]["sha256"]]}
+    return {
+        **{key: cell[key] for key in what + made},
+        "equalised": _equalised(cell),
+        "budget": [cell["budget"]["name"], cell["budget"]["sha256"]],
+    }
+
+
+def _equalised(cell: dict[str, Any]) -> bool:
+    return bool(cell.get("equalised", False))
 
 
 def _order(cell: dict[str, Any]) -> tuple[Any, ...]:

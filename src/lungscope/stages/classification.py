@@ -29,13 +29,14 @@ class ViewSpec:
     """What a classifier is shown: the lungs alone, the whole film, or the film with the lungs blacked out.
 
     crop: show the square around the lungs, widened by `margin` of its side on each end, and not the whole film.
-    size: side of the network's grid.
+    size: side of the network's grid. equalised: give what is shown the same grey levels on every film (`equalised`).
     """
 
     input: Input
     crop: bool
     margin: float
     size: int
+    equalised: bool = False
 
 
 def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[Pixels, Geometry]:
@@ -45,8 +46,23 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
     """
     geometry = Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
     if spec.input == "image":
-        return geometry.to_network(pixels), geometry
-    return geometry.masked(pixels, mask if spec.input == "lungs" else ~mask), geometry
+        view = geometry.to_network(pixels)
+    else:
+        view = geometry.masked(pixels, mask if spec.input == "lungs" else ~mask)
+    if spec.equalised:
+        view = equalised(np.rint(view * 255).astype(np.uint8)).astype(np.float32) / np.float32(255)
+    return view, geometry
+
+
+def equalised(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Histogram equalisation of a view u8 [V, V], leaving out what is black: 0 stays 0, and the other levels are spread
+    evenly over 1..255 by their ranks. What exposure and processing made of a film's greys goes, their order stays."""
+    counts = np.bincount(view.ravel(), minlength=256)
+    counts[0] = 0
+    below = np.cumsum(counts) - counts
+    levels = np.rint(1 + 254 * (below + counts / 2) / max(1, counts.sum())).astype(np.uint8)
+    levels[0] = 0
+    return np.asarray(levels[view], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,12 @@ class Classification:
     def index(self) -> int:
         """Position of `label` in `labels`."""
         return self.labels.index(self.label)
+
+    @property
+    def lead(self) -> float:
+        """How far the largest logit is above the next one."""
+        second, first = np.partition(self.logits, -2)[-2:]
+        return float(first - second)
 
     @property
     def conformal_set(self) -> tuple[str, ...] | None:

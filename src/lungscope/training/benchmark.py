@@ -29,7 +29,7 @@ from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.report import Report
-from lungscope.stages.classification import INPUTS, Input
+from lungscope.stages.classification import INPUTS, ViewSpec
 from lungscope.stages.segmentation import LungMask
 from lungscope.training.budget import Budget
 from lungscope.training.classifier import train_classifier, view_spec
@@ -120,16 +120,18 @@ class Bench:
         specs = {}
         for cell in cells:
             if cell.kind == "classification" and not self.result(cell).exists():
-                shown, crop = self._shown(cell)
-                spec = view_spec(shown, self.budget.recipe(cell).phases[-1].size, crop)
+                spec = self._view(cell)
                 specs[str(spec)] = spec
         for store, _ in self.data:
             if specs and any(record.label for record in store.records):
                 cut_views(store, self.segmenter, specs, store.root / "views")
 
-    def _shown(self, cell: Cell) -> tuple[Input, bool | None]:
-        variant = self.budget.variant(cell)
-        return next(known for known in INPUTS if known == cell.input), None if variant is None else variant.crop
+    def _view(self, cell: Cell) -> ViewSpec:
+        variant, recipe = self.budget.variant(cell), self.budget.recipe(cell)
+        shown = next(known for known in INPUTS if known == cell.input)
+        if variant is None:
+            return view_spec(shown, recipe)
+        return view_spec(shown, recipe, variant.crop, equalised=variant.equalised)
 
     def _identity(self, cell: Cell) -> dict[str, Any]:
         """What says whether two results belong together."""
@@ -152,6 +154,7 @@ class Bench:
             "seed": cell.seed,
             "input": cell.input,
             "crop": None if variant is None else variant.crop,
+            "equalised": variant is not None and variant.equalised,
             "members": list(grid.ensemble) if cell.network == "ensemble" else None,
             "segmenter": None if cell.kind == "segmentation" else found_by,
             "budget": {
@@ -192,14 +195,12 @@ class Bench:
             scores = _score_segmenter(bundle, data)
             size = _parameters(build_segmenter(cell.network))
         else:
-            shown, crop = self._shown(cell)
             run = train_classifier(
                 recipe,
                 data,
                 self.segmenter,
                 folder / "run",
-                shown=shown,
-                crop=crop,
+                view=self._view(cell),
                 seed=cell.seed,
                 hardware=self.hardware,
             )

@@ -20,7 +20,7 @@ NETWORKS: dict[Kind, tuple[str, ...]] = {"segmentation": tuple(SEGMENTERS), "cla
 class Variant:
     """Some of the networks once more with one thing changed: keys of the recipe, or what a classifier is shown.
 
-    crop: as in `ViewSpec`; None is what the input comes with.
+    crop, equalised: as in `ViewSpec`; None is what the input comes with.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Variant:
     changes: dict[str, Any] = field(default_factory=dict)
     input: str = "lungs"
     crop: bool | None = None
+    equalised: bool = False
 
 
 @dataclass(frozen=True)

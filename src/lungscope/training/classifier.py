@@ -21,7 +21,7 @@ from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import LabelledViews
 from lungscope.training.networks import build_classifier
 from lungscope.training.recipe import Phase, Recipe
-from lungscope.training.views import cut_views
+from lungscope.training.views import cut_views, view_facts
 
 
 class ClassifierTask(Task):
@@ -67,11 +67,11 @@ class ClassifierTask(Task):
 MARGIN = 0.06
 
 
-def view_spec(shown: Input, size: int, crop: bool | None = None) -> ViewSpec:
-    """Unless `crop` says otherwise the lungs are cut out close, and the controls keep the whole frame, as a network
-    without a segmenter would see it."""
+def view_spec(shown: Input, recipe: Recipe, crop: bool | None = None, *, equalised: bool = False) -> ViewSpec:
+    """What a classifier of `recipe` is shown, at the size of its last phase. Unless `crop` says otherwise the lungs are
+    cut out close, and the controls keep the whole frame, as a network without a segmenter would see it."""
     crop = shown == "lungs" if crop is None else crop
-    return ViewSpec(shown, crop, MARGIN if crop else 0.0, size)
+    return ViewSpec(shown, crop, MARGIN if crop else 0.0, recipe.phases[-1].size, equalised)
 
 
 def train_classifier(
@@ -80,29 +80,27 @@ def train_classifier(
     bundle: Bundle,
     folder: Path,
     *,
-    shown: Input = "lungs",
-    crop: bool | None = None,
+    view: ViewSpec | None = None,
     seed: int,
     hardware: Hardware,
     initial: Path | None = None,
 ) -> Path:
-    """Train `recipe.network` on the train parts, seeing what `shown` and `crop` say (`view_spec`), with lungs found by
-    `bundle`'s segmenter.
+    """Train `recipe.network` on the train parts, seeing `view` (None: the lungs as `view_spec` has them), with lungs
+    found by `bundle`'s segmenter.
 
     Returns the path of `folder/weights.safetensors`; the JSON beside it names the labels and the view. Raises
     RecipeError or DataError where recipe and data do not fit.
     """
     if recipe.kind != "classifier":
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
-    size = recipe.phases[-1].size
-    spec = view_spec(shown, size, crop)
+    spec = view or view_spec("lungs", recipe)
     views, labels, parts = [], [], {"train": list[int](), "val": list[int]()}
     names = sorted({record.label for store, _ in data for record in store.records if record.label})
     if len(names) < 2:
         raise DataError(f"a classifier needs at least two labels; the stores have {names}")
     offset = 0
     for store, split in data:
-        cut = cut_views(store, bundle, {shown: spec}, store.root / "views")[shown]
+        cut = cut_views(store, bundle, {"view": spec}, store.root / "views")["view"]
         for part, indices in parts.items():
             indices += [offset + i for i in split.select(store, part) if store.records[i].label and cut.usable[i]]
         views.append(cut.views)
@@ -110,7 +108,7 @@ def train_classifier(
         offset += len(store.records)
     films = views[0] if len(views) == 1 else np.concatenate(views)
     truth = np.array(labels, np.int64)
-    train, val = (LabelledViews(films, truth, parts[part]) for part in ("train", "val"))
+    train, val = (LabelledViews(films, truth, parts[part], equalise=spec.equalised) for part in ("train", "val"))
     if not len(train) or not len(val):
         raise DataError(
             f"{len(train)} training and {len(val)} validation films have a label and lungs; both are needed"
@@ -118,9 +116,7 @@ def train_classifier(
     facts = {
         "network": recipe.network,
         "labels": names,
-        "shown": shown,
-        "crop": spec.crop,
-        "margin": spec.margin,
+        **view_facts(spec),
         "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
         "stores": [store.name for store, _ in data],
         "films": {"train": len(train), "val": len(val)},

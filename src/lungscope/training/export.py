@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from lungscope.data.store import Store
 from lungscope.errors import BundleError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
-from lungscope.stages.classification import Conformal, ViewSpec
+from lungscope.stages.classification import Conformal
 from lungscope.training.networks import build_classifier, build_segmenter, features, head_of
+from lungscope.training.views import view_facts, view_of
 from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
 
@@ -104,7 +105,7 @@ class Trained:
         if spec is None:
             raise BundleError(f"bundle {bundle.name!r} has no classifier")
         runs = bundle.manifest.get("training", {}).get("runs", [])
-        view = {"shown": spec.view.input, "crop": spec.view.crop, "margin": spec.view.margin, "size": spec.view.size}
+        view = view_facts(spec.view)
         known = {"network": spec.weights.network, "labels": list(spec.labels), **view}
         return cls(spec.weights.path, {**(runs[-1] if runs else {}), **known})
 
@@ -322,13 +323,13 @@ def _export_classifier(
     graph = ClassifierGraph(network.eval(), name)
     _gate_logits(network, graph, _resized(films, size))
     differences = export_graph(graph, path, _resized(films, size), ["logits", "cam"])
-    view = ViewSpec(facts["shown"], facts["crop"], facts["margin"], size)
+    view = view_of(facts)
     return {
         "network": name,
         "file": path.name,
         "labels": labels,
         "bias": graph.head.bias.tolist(),
-        "view": {"input": view.input, "crop": view.crop, "margin": view.margin, "size": view.size},
+        "view": asdict(view),
         "temperature": temperature,
         "conformal": None if conformal is None else _conformal(conformal),
     }, differences

@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from torch.utils.data import Dataset, Sampler
 
 from lungscope.data.store import Store
+from lungscope.stages.classification import equalised
 
 
 class MaskedFilms(Dataset[tuple[Tensor, Tensor, int]]):
@@ -32,10 +33,15 @@ class MaskedFilms(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 class LabelledViews(Dataset[tuple[Tensor, int]]):
-    """Classifier inputs: (view u8 [1, V, V], class index). `views` is u8 [N, V, V], `labels` i64 [N]."""
+    """Classifier inputs: (view u8 [1, V, V], class index). `views` is u8 [N, V, V], `labels` i64 [N].
 
-    def __init__(self, views: NDArray[np.uint8], labels: NDArray[np.int64], indices: Sequence[int]) -> None:
-        self.views, self.labels, self.indices = views, labels, list(indices)
+    equalise: see `ViewSpec.equalised`.
+    """
+
+    def __init__(
+        self, views: NDArray[np.uint8], labels: NDArray[np.int64], indices: Sequence[int], *, equalise: bool = False
+    ) -> None:
+        self.views, self.labels, self.indices, self.equalise = views, labels, list(indices), equalise
         self.strata = [int(labels[i]) for i in self.indices]
 
     def __len__(self) -> int:
@@ -43,7 +49,8 @@ class LabelledViews(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, n: int) -> tuple[Tensor, int]:
         i = self.indices[n]
-        return torch.from_numpy(self.views[i][None].copy()), int(self.labels[i])
+        view = equalised(self.views[i]) if self.equalise else self.views[i].copy()
+        return torch.from_numpy(view[None]), int(self.labels[i])
 
 
 class EpochSampler(Sampler[int]):

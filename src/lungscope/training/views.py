@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +33,8 @@ class Views:
 
 
 def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: Path) -> dict[str, Views]:
-    """Segment every film of `store` once with `bundle` and cut each view in `specs`; kept under `cache` by content, and
-    cut again only where it is not there.
+    """Segment every film of `store` once with `bundle` and cut each view in `specs`, not equalised yet; kept under
+    `cache` by content, and cut again only where it is not there.
 
     The cache key is made of the films', the segmenter's and the views' digests, so a stale file is never read.
     """
@@ -40,7 +42,7 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
     segmenter = bundle.segmenter
     networks = [[weights.sha256 for weights in segmenter.members], segmenter.pool, segmenter.threshold, segmenter.size]
     keys = {
-        name: hashlib.sha256(json.dumps([films, networks, asdict(spec)]).encode()).hexdigest()[:16]
+        name: hashlib.sha256(json.dumps([films, networks, _cut_by(spec)]).encode()).hexdigest()[:16]
         for name, spec in specs.items()
     }
     paths = {name: (cache / f"{key}-views.npy", cache / f"{key}-usable.npy") for name, key in keys.items()}
@@ -50,6 +52,21 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
         name: Views(np.load(views, mmap_mode="r", allow_pickle=False), np.load(usable, allow_pickle=False))
         for name, (views, usable) in paths.items()
     }
+
+
+def view_facts(spec: ViewSpec) -> dict[str, Any]:
+    """A view as it stands in the facts of a run; `view_of` reads it back."""
+    return {"shown": spec.input, **{key: value for key, value in asdict(spec).items() if key != "input"}}
+
+
+def view_of(facts: Mapping[str, Any]) -> ViewSpec:
+    """The view in the facts of a run."""
+    known = {key: facts[key] for key in ("crop", "margin", "size")}
+    return ViewSpec(facts["shown"], **known, equalised=facts.get("equalised", False))
+
+
+def _cut_by(spec: ViewSpec) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if key != "equalised"}
 
 
 def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:
@@ -66,7 +83,7 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
             log.warning("%s: %s", store.records[i].id, error)
             return
         for name, spec in specs.items():
-            view, _ = lung_view(report.film.pixels, report.lungs.mask, spec)
+            view, _ = lung_view(report.film.pixels, report.lungs.mask, replace(spec, equalised=False))
             arrays[name][i] = np.rint(view * 255)
 
     for done, _ in enumerate(in_order(cut, range(count)), 1):
