@@ -13,6 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lungscope import quantization
+from lungscope.bundle import Bundle
+from lungscope.quantization import Quantization, Quantizer
+
 LABELS = ("COVID-19", "Normal", "Viral Pneumonia")
 SIZE = 64
 CELLS = 8
@@ -136,3 +140,19 @@ def _save(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def with_int8(root: Path, *, darkest: float = 0, logits: tuple[float, float, float] | None = None) -> Bundle:
+    """A tiny bundle whose int8 sees no grey below `darkest` when it segments, and has other biases if asked for."""
+    write_bundle(root)
+    smooth = Quantizer((("smooth", 0),), 256, np.float32(darkest), np.float32(1))
+    quantization.save(Quantization((smooth,), {}), root / "segmenter.int8.npz")
+    biases = {} if logits is None else {("logits", 1): np.float32(logits)}
+    quantization.save(Quantization((), biases), root / "classifier.int8.npz")
+    document = json.loads((root / "manifest.json").read_text())
+    document["precision"] = {
+        "int8": {"segmenter.onnx": "segmenter.int8.npz", "classifier.onnx": "classifier.int8.npz"},
+        "gates": {},
+    }
+    seal(root, document)
+    return Bundle.load(root)

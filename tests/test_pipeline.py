@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 import lungscope
-from bundles import write_bundle
+from bundles import BIAS, with_int8, write_bundle
 from films import draw, radiograph, save
-from lungscope.errors import BundleError, InputError
+from lungscope.errors import BundleError, InputError, QualityError
 from lungscope.pipeline import Analyzer
 from lungscope.report import Failure, Report
 
@@ -103,3 +104,52 @@ def test_progress_tells_each_stage_as_it_begins(analyzer: Analyzer, tmp_path: Pa
     report = analyzer.analyze(save(tmp_path / "film.png", draw()), progress=told.append)
     assert told == ["read", "quality", "segmentation", "classification", "localization", "severity"]
     assert list(report.run.timings_ms) == told
+
+
+def test_what_rounding_could_have_decided_is_computed_again(tmp_path: Path) -> None:
+    """int8 adds 2 to COVID-19's logit, so that a film with opacities, which is Normal by 1.06, changes its class."""
+    bundle = with_int8(tmp_path / "bundle", logits=(BIAS[0] + 2, *BIAS[1:]))
+    clear, ill = (radiograph(draw(opacities=o)) for o in ([], [(0.72, 0.28, 0.13), (0.5, 0.7, 0.2), (0.4, 0.3, 0.13)]))
+    exact, rounded = (Analyzer(bundle, precision=precision) for precision in ("f32", "int8"))
+    assert (exact.margin, rounded.margin) == (0, 0), "no gate, no margin"
+    found = [analyzer.analyze(ill).classification for analyzer in (exact, rounded)]
+    assert found[0] is not None and found[1] is not None
+    assert (found[0].label, found[1].label) == ("Normal", "COVID-19") and found[1].lead < 1
+    sure = rounded.analyze(clear).classification
+    assert sure is not None and sure.lead > 1.2
+
+    again = Analyzer(bundle, precision="int8", margin=1.0)
+    told: list[str] = []
+    report = again.analyze(ill, progress=told.append)
+    assert report.run.precision == "f32" and again.precision == "int8"
+    assert told == ["quality", "segmentation", "classification", "localization", "severity"]
+    assert list(report.run.timings_ms) == told
+    expected, got = exact.analyze(ill).to_json(), report.to_json()
+    for document in (expected, got):
+        del document["run"]["timings_ms"], document["run"]["created"]
+    assert got == expected
+    report = again.analyze(clear)
+    assert report.run.precision == "int8" and report.classification is not None
+    assert report.classification.logits.tolist() == sure.logits.tolist()
+
+
+def test_a_film_without_lungs_is_looked_at_again_before_it_is_refused(tmp_path: Path) -> None:
+    bundle = with_int8(tmp_path / "bundle", darkest=0.7)
+    film = radiograph(draw())
+    with pytest.raises(QualityError):
+        Analyzer(bundle, precision="int8").analyze(film)
+    report = Analyzer(bundle, precision="int8", margin=0.1).analyze(film)
+    assert report.run.precision == "f32" and report.lungs.mask.any()
+    with pytest.raises(QualityError):
+        Analyzer(bundle, precision="int8", margin=0.1).analyze(radiograph(np.ones((300, 300), np.float32)))
+
+
+def test_everything_can_be_loaded_before_the_files_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUNGSCOPE_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "bundle"
+    bundle = with_int8(root, logits=(BIAS[0] + 2, *BIAS[1:]))
+    analyzer = Analyzer(bundle, precision="int8", margin=99)
+    analyzer.load_all()
+    shutil.rmtree(root)
+    shutil.rmtree(tmp_path / "cache")
+    assert analyzer.analyze(radiograph(draw())).run.precision == "f32"

@@ -192,6 +192,7 @@ class Worker:
             self._analyzer = Analyzer(
                 root, device=expected["device"], precision=expected["precision"], streams=1, threads=1
             )
+            self._analyzer.load_all()  # while its files are there
         here = computes_with(self._analyzer)
         for what in [what for what in expected if here[what] != expected[what]]:
             values = "" if what == "bundle" else f": {here[what]} there, {expected[what]} here"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 
 import cv2
@@ -15,16 +18,34 @@ import numpy as np
 
 from lungscope import __version__, runtime
 from lungscope.bundle import Bundle
-from lungscope.errors import LungscopeError
+from lungscope.errors import LungscopeError, QualityError
 from lungscope.hardware import keep_freed_memory
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.report import Failure, Report, RunInfo
-from lungscope.stages.classification import Classifier
+from lungscope.stages.classification import Classification, Classifier
 from lungscope.stages.localization import localize
 from lungscope.stages.quality import inspect
 from lungscope.stages.segmentation import LungMask, Segmenter
 from lungscope.stages.severity import grade
+
+FindLungs = Callable[[Radiograph], LungMask]
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """What finds the lungs and what classifies them, in one precision."""
+
+    find_lungs: FindLungs
+    classifier: Classifier | None
+
+    def examine(self, film: Radiograph, clock: _Clock) -> tuple[LungMask, Classification | None]:
+        with clock.stage("segmentation"):
+            lungs = self.find_lungs(film)
+        if self.classifier is None:
+            return lungs, None
+        with clock.stage("classification"):
+            return lungs, self.classifier.classify(film, lungs)
 
 
 class Analyzer:
@@ -32,6 +53,9 @@ class Analyzer:
 
     bundle: a loaded one, the folder of one, or None for the embedded default. device, precision, streams, threads: see
     `runtime.Runtime`. find_lungs: asked in place of the bundle's segmenter, whose networks are then not loaded.
+    margin: logits; a film whose two largest are closer than this is computed again in f32, and so is one without lungs
+    before it is refused, since rounding could have decided both. None is the margin that the bundle's gate for this
+    precision was measured with; 0 computes nothing twice. In f32, and without a classifier, nothing is.
     Raises BundleError or UsageError when they can not be used.
     """
 
@@ -43,23 +67,24 @@ class Analyzer:
         precision: str = "auto",
         streams: int | None = None,
         threads: int | None = None,
-        find_lungs: Callable[[Radiograph], LungMask] | None = None,
+        find_lungs: FindLungs | None = None,
+        margin: float | None = None,
     ) -> None:
         keep_freed_memory()
+        self._given = find_lungs
+        self._exact: _Networks | None = None
+        self._lock = Lock()
         with ThreadPoolExecutor() as pool:
             pool.submit(runtime.version)  # imports OpenVINO while the bundle is verified
             self.bundle = (
                 bundle if isinstance(bundle, Bundle) else Bundle.load(None if bundle is None else Path(bundle))
             )
-            offered = self.bundle.offered
-            self._runtime = runtime.Runtime(device, precision, streams=streams, threads=threads, offered=offered)
-            spec = self.bundle.classifier
-            classifier = None if spec is None else pool.submit(self._compile, spec.weights, "logits", "cam")
-            if find_lungs is None:
-                members = pool.map(lambda member: self._compile(member, "probability"), self.bundle.segmenter.members)
-                find_lungs = Segmenter(self.bundle.segmenter, list(members)).segment
-            self.find_lungs = find_lungs
-            self._classifier = None if spec is None or classifier is None else Classifier(spec, classifier.result())
+            self._make = partial(runtime.Runtime, device, streams=streams, threads=threads, offered=self.bundle.offered)
+            self._runtime = self._make(precision=precision)
+            self._networks = self._load(self._runtime, pool)
+        if self.precision == "f32" or self.bundle.classifier is None:
+            margin = 0.0
+        self.margin = self.bundle.offered.margin(self.precision) if margin is None else margin
         self.versions = {
             "lungscope": __version__,
             **self._runtime.versions,
@@ -75,13 +100,24 @@ class Analyzer:
 
     @property
     def precision(self) -> str:
-        """The arithmetic in use; what was chosen, where "auto" was asked for."""
+        """The arithmetic in use; what was chosen, where "auto" was asked for. A report has its own: f32 where the film
+        was computed again."""
         return self._runtime.precision
 
     @property
     def precision_why(self) -> str:
         """Why it is in use, in words."""
         return self._runtime.why
+
+    @property
+    def find_lungs(self) -> FindLungs:
+        """Stage 2 alone, in the precision in use. Raises QualityError for a film without lungs."""
+        return self._networks.find_lungs
+
+    def load_all(self) -> None:
+        """Load what else is only loaded when a film needs it: the networks in f32, where some are computed again."""
+        if self.margin:
+            self._in_f32()
 
     def analyze(self, film: Radiograph | Path | str, *, progress: Callable[[str], None] | None = None) -> Report:
         """Analyse one film, given as a path or already read. Raises InputError for one that can not be used.
@@ -95,12 +131,9 @@ class Analyzer:
                 film = read(Path(film))
         with clock.stage("quality"):
             quality = inspect(film)
-        with clock.stage("segmentation"):
-            lungs = self.find_lungs(film)
-        classification = saliency = severity = None
-        if self._classifier is not None:
-            with clock.stage("classification"):
-                classification = self._classifier.classify(film, lungs)
+        lungs, classification, precision = self._examine(film, clock)
+        saliency = severity = None
+        if classification is not None:
             with clock.stage("localization"):
                 saliency = localize(classification, lungs)
             with clock.stage("severity"):
@@ -112,7 +145,7 @@ class Analyzer:
             bundle_version=self.bundle.version,
             weights={weights.path.name: weights.sha256 for weights in self.bundle.weights},
             device=self.device,
-            precision=self.precision,
+            precision=precision,
             timings_ms=clock.milliseconds,
             warnings=(*quality.warnings, *lungs.warnings),
         )
@@ -130,10 +163,33 @@ class Analyzer:
                 result = failure(item, error)
             yield result
 
-    def _compile(self, weights: runtime.Weights, *outputs: str) -> runtime.Network:
-        return self._runtime.compile(
-            weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8
-        )
+    def _examine(self, film: Radiograph, clock: _Clock) -> tuple[LungMask, Classification | None, str]:
+        """Lungs and class, and in which precision they were computed."""
+        if not self.margin:
+            return *self._networks.examine(film, clock), self.precision
+        with suppress(QualityError):
+            lungs, classification = self._networks.examine(film, clock)
+            if classification is None or classification.lead >= self.margin:
+                return lungs, classification, self.precision
+        return *self._in_f32().examine(film, clock), "f32"
+
+    def _in_f32(self) -> _Networks:
+        with self._lock:
+            if self._exact is None:
+                with ThreadPoolExecutor() as pool:
+                    self._exact = self._load(self._make(precision="f32"), pool)
+            return self._exact
+
+    def _load(self, engine: runtime.Runtime, pool: ThreadPoolExecutor) -> _Networks:
+        def compiled(weights: runtime.Weights, *outputs: str) -> runtime.Network:
+            return engine.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8)
+
+        spec, find_lungs = self.bundle.classifier, self._given
+        network = None if spec is None else pool.submit(compiled, spec.weights, "logits", "cam")
+        if find_lungs is None:
+            members = pool.map(lambda member: compiled(member, "probability"), self.bundle.segmenter.members)
+            find_lungs = Segmenter(self.bundle.segmenter, list(members)).segment
+        return _Networks(find_lungs, None if spec is None or network is None else Classifier(spec, network.result()))
 
 
 def failure(item: Radiograph | Path | str, error: Exception) -> Failure:
@@ -145,14 +201,19 @@ def failure(item: Radiograph | Path | str, error: Exception) -> Failure:
 
 
 class _Clock:
+    """Time by stage, summed over the times that it ran; `progress` hears of each stage once."""
+
     def __init__(self, progress: Callable[[str], None] | None) -> None:
         self.milliseconds: dict[str, float] = {}
         self._progress = progress
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        if self._progress is not None:
+        before = self.milliseconds.get(name)
+        if self._progress is not None and before is None:
             self._progress(name)
         start = perf_counter()
-        yield
-        self.milliseconds[name] = round(1000 * (perf_counter() - start), 2)
+        try:
+            yield
+        finally:
+            self.milliseconds[name] = round((before or 0.0) + 1000 * (perf_counter() - start), 2)

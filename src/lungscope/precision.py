@@ -13,8 +13,8 @@ from lungscope.errors import BundleError, UsageError, look_up
 PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 #: How OpenVINO's OPTIMIZATION_CAPABILITIES call what a device computes natively.
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
-#: What auto tries on a kind of device, fastest first; on any other kind f32 alone.
-FASTEST = {"cpu": ("int8", "bf16"), "gpu": ("f16",)}
+#: What auto tries on a kind of device; on any other kind f32 alone.
+TRIED = {"cpu": ("int8", "bf16"), "gpu": ("f16",)}
 #: Where int8 is faster than f32 already without VNNI, by measurement; elsewhere that was not measured.
 INT8_MACHINES = ("x86_64", "amd64")
 
@@ -47,7 +47,9 @@ class Gate:
 
     dice: strict mean Dice with drawn lungs. accuracy: share of right classes; None without a classifier.
     same_mask: mean Dice with f32's masks. same_class: share of films with f32's class; None without a classifier.
-    speed: median over films of f32's time in the networks over this one's, where it was measured.
+    speed: f32's time in the networks over this one's, where it was measured.
+    margin: where the two largest logits are closer than this, the film was computed again in f32, and is wherever this
+    precision is used; 0 never is. again: share of films that it happened to. All numbers are with it.
     """
 
     films: int
@@ -56,6 +58,8 @@ class Gate:
     same_mask: float
     same_class: float | None
     speed: float
+    margin: float = 0.0
+    again: float = 0.0
 
     @property
     def failures(self) -> list[str]:
@@ -78,7 +82,8 @@ class Gate:
     def describe(self, name: str) -> str:
         """The gate of precision `name` in a line."""
         what = "passed" if self.passed else f"failed, {'; '.join(self.failures)}"
-        return f"{name}: {what}; {self.films} films, networks {self.speed:.2f} times as fast as in f32"
+        again = f", {self.again:.1%} of them again in f32" if self.margin else ""
+        return f"{name}: {what}; {self.films} films{again}, networks {self.speed:.2f} times as fast as in f32"
 
     def to_json(self) -> dict[str, Any]:
         def compared(score: Compared | None) -> dict[str, Any] | None:
@@ -92,6 +97,8 @@ class Gate:
             "same_mask": self.same_mask,
             "same_class": self.same_class,
             "speed": self.speed,
+            "margin": self.margin,
+            "again": self.again,
         }
 
 
@@ -101,6 +108,10 @@ class Offered:
 
     gates: Mapping[str, Gate] = field(default_factory=dict)
     quantised: bool = False
+
+    def margin(self, precision: str) -> float:
+        """The margin that `precision` was measured with; 0 where it was not."""
+        return self.gates[precision].margin if precision in self.gates else 0.0
 
 
 def choose(
@@ -132,8 +143,9 @@ def choose(
 
 
 def _fastest(device: str, capabilities: Collection[str], offered: Offered, machine: str) -> tuple[str, str]:
+    found: dict[str, Gate] = {}
     passed_over = []
-    for name in FASTEST.get(device.partition(".")[0], ()):
+    for name in TRIED.get(device.partition(".")[0], ()):
         gate = offered.gates.get(name)
         if CAPABILITIES[name] not in capabilities:
             passed_over.append(f"{name}: {device} does not compute it natively")
@@ -145,6 +157,13 @@ def _fastest(device: str, capabilities: Collection[str], offered: Offered, machi
             passed_over.append(f"{name}: its gate was not measured for this bundle")
         elif not gate.passed:
             passed_over.append(f"{name}: its gate failed, {gate.failures[0]}")
+        elif gate.speed <= 1:
+            passed_over.append(f"{name}: it was no faster than f32 where its gate was measured")
         else:
-            return name, "; ".join([f"{name}: native, and its gate was passed on {gate.films} films", *passed_over])
-    return "f32", "; ".join(passed_over) or f"nothing else is tried on {device}"
+            found[name] = gate
+    if not found:
+        return "f32", "; ".join(passed_over) or f"nothing else is tried on {device}"
+    best = max(found, key=lambda name: found[name].speed)
+    slower = [f"{name}: slower where the gates were measured" for name in found if name != best]
+    passed = f"{best}: native, and its gate was passed on {found[best].films} films"
+    return best, "; ".join([passed, *slower, *passed_over])

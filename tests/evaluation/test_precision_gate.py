@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bundles import seal, write_bundle
-from lungscope import quantization
+from bundles import with_int8
 from lungscope.bundle import Bundle
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation.card import model_card
-from lungscope.evaluation.gate import evenly, measure_gate, parity
+from lungscope.evaluation.gate import evenly, find_margin, measure_gate, parity
 from lungscope.pipeline import Analyzer
-from lungscope.quantization import Quantization, Quantizer
 from stores import write_store
-
-
-def with_int8(root: Path, *, logits: tuple[float, float, float] | None = None) -> Bundle:
-    """A tiny bundle whose int8 has a segmenter that is nearly right, and, if asked for, one answer to every film."""
-    write_bundle(root)
-    smooth = Quantizer((("smooth", 0),), 256, np.float32(0), np.float32(1))
-    quantization.save(Quantization((smooth,), {}), root / "segmenter.int8.npz")
-    biases = {} if logits is None else {("logits", 1): np.float32(logits)}
-    quantization.save(Quantization((), biases), root / "classifier.int8.npz")
-    document = json.loads((root / "manifest.json").read_text())
-    document["precision"] = {
-        "int8": {"segmenter.onnx": "segmenter.int8.npz", "classifier.onnx": "classifier.int8.npz"},
-        "gates": {},
-    }
-    seal(root, document)
-    return Bundle.load(root)
 
 
 @pytest.fixture
@@ -65,6 +48,28 @@ def test_what_int8_breaks_is_counted(tmp_path: Path, store: tuple[Store, Split])
     assert (gate.accuracy.f32, gate.accuracy.value) == (0.5, 0.25), "all are called COVID-19, one is"
     assert gate.same_class == 0.25, "the one that fails in both"
     assert not gate.passed
+
+
+def test_films_that_rounding_could_decide_are_computed_again(tmp_path: Path, store: tuple[Store, Split]) -> None:
+    films, split = store
+    bundle = with_int8(tmp_path / "bundle", logits=(99, 0, 0))
+    train = Split(tuple(replace(row, part="train") for row in split.rows))
+    told: list[tuple[int, int]] = []
+    margin = find_margin(bundle, "int8", [(films, train)], 4, progress=lambda *now: told.append(now))
+    assert told == [(n, 4) for n in range(1, 5)]
+    moved, leads = [], []
+    for path in (films.path_of(record) for record in films.records[:3]):
+        exact, rounded = (Analyzer(bundle, precision=p).analyze(path).classification for p in ("f32", "int8"))
+        assert exact is not None and rounded is not None and rounded.label == "COVID-19"
+        leads.append(rounded.lead)
+        moved.append(rounded.lead - (exact.logits[0] - max(exact.logits[1:])))
+    assert margin == pytest.approx(max(moved)) and margin > 90
+    gate, _ = measure_gate(bundle, "int8", [store], margin=margin + 1)
+    assert gate.same_class == 1 and gate.passed and gate.again == 0.75, "the broken film is computed in nothing"
+    assert gate.margin == margin + 1 and "75.0% of them again in f32" in gate.describe("int8")
+    assert measure_gate(bundle, "int8", [store], margin=max(leads))[0].again == 0.5, "two of three lead by less"
+    with pytest.raises(DataError, match="None of 0 films of the training parts"):
+        find_margin(bundle, "int8", [store], 4)
 
 
 def test_a_part_without_lungs_or_labels_is_refused(tmp_path: Path, store: tuple[Store, Split]) -> None:

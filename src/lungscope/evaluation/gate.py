@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lungscope.batch import in_order
 from lungscope.bundle import Bundle
@@ -30,13 +31,58 @@ _NETWORKS = ("segmentation", "classification")
 
 @dataclass(frozen=True)
 class _Film:
-    """A film in f32 and in the other precision. dice: with its drawn lungs. right: its class; None where not known."""
+    """A film in f32 and in the other precision. dice: with its drawn lungs. right: its class; None where not known.
+
+    seconds: in the networks. again: computed in f32 by the other, too.
+    """
 
     dice: tuple[float, float] | None
     right: tuple[bool, bool] | None
     same_mask: float
     same_class: bool
-    speed: float
+    seconds: tuple[float, float] | None
+    again: bool
+
+
+def find_margin(
+    bundle: Bundle,
+    precision: str,
+    data: Sequence[tuple[Store, Split]],
+    films: int,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> float:
+    """By how many logits `precision` moves a film's class ahead of the others at most, but for as many films as may
+    change their class (1 - LEAST_SAME_CLASS); of about `films` films of the training parts, evenly. A film whose class
+    leads by less could have another class in f32. 0 where none moves ahead.
+
+    Raises DataError where no film can be analysed.
+    """
+    exact, other = (Analyzer(bundle, device=device, precision=p, streams=cores(), margin=0) for p in ("f32", precision))
+    paths = [
+        store.path_of(store.records[i])
+        for store, split in data
+        for i in evenly(split.select(store, "train"), max(1, films // len(data)))
+    ]
+
+    def one(path: Path) -> float | None:
+        first, second = (next(analyzer.analyze_many([path])) for analyzer in (exact, other))
+        if not (isinstance(first, Report) and isinstance(second, Report)):
+            return None
+        if first.classification is None or second.classification is None:
+            return None
+        label = second.classification.index
+        return _ahead(second.classification.logits, label) - _ahead(first.classification.logits, label)
+
+    moved = []
+    for done, shift in enumerate(in_order(one, paths), 1):
+        moved += [] if shift is None else [shift]
+        if progress is not None:
+            progress(done, len(paths))
+    if not moved:
+        raise DataError(f"None of {len(paths)} films of the training parts could be analysed and classified.")
+    return max(0.0, float(np.quantile(moved, LEAST_SAME_CLASS, method="higher")))
 
 
 def measure_gate(
@@ -45,6 +91,7 @@ def measure_gate(
     data: Sequence[tuple[Store, Split]],
     part: str = "val",
     *,
+    margin: float = 0.0,
     limit: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
@@ -52,11 +99,14 @@ def measure_gate(
     """Compare `precision` with f32 on the films of `part` that have drawn lungs or a label; each film in both, one
     after the other. Returns the gate, and on what it was measured.
 
-    limit: at most so many films of each store, evenly. A film that fails counts as an empty mask and a wrong class.
-    Raises DataError where no film has drawn lungs, or none a label and the bundle has a classifier.
+    margin: see `Analyzer`. limit: at most so many films of each store, evenly. A film that fails counts as an empty
+    mask and a wrong class.
+    Raises DataError where no film has drawn lungs, or none a label and the bundle has a classifier, or none can be
+    analysed.
     """
     exact = Analyzer(bundle, device=device, precision="f32", streams=cores())
-    other = Analyzer(bundle, device=device, precision=precision, streams=cores())
+    other = Analyzer(bundle, device=device, precision=precision, streams=cores(), margin=margin)
+    other.load_all()
     labels = () if bundle.classifier is None else bundle.classifier.labels
     films: list[tuple[Path, Path | None, str]] = []
     for store, split in data:
@@ -81,13 +131,18 @@ def measure_gate(
     if not dice or (labels and not right):
         what = "drawn lungs" if not dice else f"one of the labels {', '.join(labels)}"
         raise DataError(f"No film of part {part!r} has {what}, which the gate needs. Name a store that has them.")
+    times = np.sum([row.seconds for row in rows if row.seconds], axis=0)
+    if not np.all(times):
+        raise DataError(f"None of {len(rows)} films of part {part!r} could be analysed in f32 and {precision}.")
     gate = Gate(
         films=len(rows),
         dice=_mean(dice),
         accuracy=_mean(right) if labels else None,
         same_mask=float(np.nanmean([row.same_mask for row in rows])),
         same_class=float(np.mean([row.same_class for row in rows])) if labels else None,
-        speed=float(np.nanmedian([row.speed for row in rows])),
+        speed=float(times[0] / times[1]),
+        margin=margin,
+        again=float(np.mean([row.again for row in rows])),
     )
     return gate, {"part": part, "stores": [store.name for store, _ in data], **_facts(other)}
 
@@ -144,7 +199,7 @@ def _facts(analyzer: Analyzer) -> dict[str, Any]:
 def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | None, label: str) -> _Film:
     reports = [result if isinstance(result, Report) else None for result in (exact, other)]
     classes = [None if r is None or r.classification is None else r.classification.label for r in reports]
-    dice, speed = None, float("nan")
+    dice, seconds, again = None, None, False
     if drawn is not None:
         truth = truth_in(drawn)
         scores = [0.0 if r is None else _dice(on_grid(r.lungs.mask, truth.shape), truth) for r in reports]
@@ -153,11 +208,16 @@ def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | Non
     if first is not None and second is not None:
         same_mask = _dice(second.lungs.mask, first.lungs.mask)
         times = [sum(r.run.timings_ms.get(stage, 0.0) for stage in _NETWORKS) for r in (first, second)]
-        speed = times[0] / times[1]
+        seconds, again = (times[0] / 1000, times[1] / 1000), second.run.precision == "f32"
     else:
         same_mask = float("nan") if first is second else 0.0
     right = (classes[0] == label, classes[1] == label) if label else None
-    return _Film(dice, right, same_mask, classes[0] == classes[1], speed)
+    return _Film(dice, right, same_mask, classes[0] == classes[1], seconds, again)
+
+
+def _ahead(logits: NDArray[np.float32], label: int) -> float:
+    """How far the logit of `label` is above the largest other one."""
+    return float(logits[label] - np.delete(logits, label).max())
 
 
 def _dice(predicted: Mask, truth: Mask) -> float:

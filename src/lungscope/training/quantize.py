@@ -19,7 +19,7 @@ from lungscope.bundle import Bundle
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, UsageError
-from lungscope.evaluation.gate import evenly, measure_gate
+from lungscope.evaluation.gate import evenly, find_margin, measure_gate
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.precision import CAPABILITIES
@@ -30,6 +30,8 @@ from lungscope.training.export import amend_bundle
 
 #: Films that ranges are measured on.
 FILMS = 200
+#: Films that the margin of a precision is measured on: it is set by one film in 500.
+MARGIN_FILMS = 1000
 
 Images = NDArray[np.float32]
 
@@ -62,15 +64,19 @@ def measure_gates(
     """Measure every precision that `device` computes natively on the validation parts and put the gates into the
     manifest, beside those that were measured elsewhere. Returns the bundle, reloaded.
 
-    begin: called with each precision's name; what it returns is told how many films are done, and of how many.
+    begin: called with the name of each part of it; what it returns is told how many films are done, and of how many.
     """
     for precision in CAPABILITIES:
         if precision == "f32" or (precision == "int8" and not bundle.offered.quantised):
             continue
         with suppress(UsageError):  # not native here
             Analyzer(bundle, device=device, precision=precision)
+            margin = 0.0
+            if bundle.classifier is not None:
+                told = begin(f"{precision}, margin")
+                margin = find_margin(bundle, precision, data, limit or MARGIN_FILMS, device=device, progress=told)
             gate, measured = measure_gate(
-                bundle, precision, data, limit=limit, device=device, progress=begin(precision)
+                bundle, precision, data, margin=margin, limit=limit, device=device, progress=begin(precision)
             )
             section = bundle.manifest.get("precision", {"int8": {}})
             gates = _gates(bundle) | {precision: gate.to_json() | {"measured": measured}}
