@@ -178,7 +178,8 @@ class Runtime:
         return PROBES if self._gpu is None else ()
 
     def probe(self, kind: str) -> tuple[Network, int, NDArray[np.float32]]:
-        """One large operation out of `probes`, compiled; how many floating-point operations that is; and an input."""
+        """One large operation out of `probes`, compiled in `precision`; how many operations that is, a multiply and an
+        add being two; and an input."""
         openvino = _openvino()
         ops = openvino.opset13
         draw = np.random.default_rng(0).standard_normal
@@ -186,18 +187,28 @@ class Runtime:
             channels, side, field = 256, 56, 3
             image = draw((1, channels, side, side), dtype=np.float32)
             weights = draw((channels, channels, field, field), dtype=np.float32)
-            port = ops.parameter(image.shape, np.float32, name="image")
-            node = ops.convolution(port, ops.constant(weights), [1, 1], [1, 1], [1, 1], [1, 1])
+            port, values, kernel = self._operands(image, weights)
+            node = ops.convolution(values, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
             total = 2 * image.size * weights.size // channels
         else:
             side = 1536
             image, weights = draw((side, side), dtype=np.float32), draw((side, side), dtype=np.float32)
-            port = ops.parameter(image.shape, np.float32, name="image")
-            node, total = ops.matmul(port, ops.constant(weights), False, False), 2 * side**3
+            port, values, kernel = self._operands(image, weights)
+            node, total = ops.matmul(values, kernel, False, False), 2 * side**3
         port.output(0).get_tensor().set_names({"image"})
         node.output(0).get_tensor().set_names({"result"})
         model = openvino.Model([node], [port])
         return _Compiled(self._core.compile_model(model, self.device, self._config)), total, image
+
+    def _operands(self, image: NDArray[np.float32], weights: NDArray[np.float32]) -> tuple[Any, Any, Any]:
+        """A parameter of the image's shape, and what an operation is applied to: that and the weights, in int8 both
+        rounded to it."""
+        ops = _openvino().opset13
+        port, kernel = ops.parameter(image.shape, np.float32, name="image"), ops.constant(weights)
+        if self.precision != "int8":
+            return port, port, kernel
+        low, high = (ops.constant(np.float32(end)) for end in (-4, 4))
+        return port, *(ops.fake_quantize(x, low, high, low, high, n) for x, n in ((port, 256), (kernel, 255)))
 
     def _cached(self, key: str, batch: int | None, quantized: Quantized | None) -> Path | None:
         """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.

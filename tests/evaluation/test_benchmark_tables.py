@@ -68,7 +68,9 @@ def segmenter(network: str, dice: list[float], variant: str | None = None, **mor
     return cell("segmentation", network, variant, stores=[store, {**store, "store": "others"}], **more)
 
 
-def classifier(network: str, predicted: str, shown: str = "lungs", variant: str | None = None) -> dict[str, Any]:
+def classifier(
+    network: str, predicted: str, shown: str = "lungs", variant: str | None = None, **more: Any
+) -> dict[str, Any]:
     """Ten films whose true labels are ABABABABAB, so that a string of predictions says how many are right."""
     truth = "ABABABABAB"
     accuracy = sum(a == b for a, b in zip(truth, predicted, strict=True)) / len(truth)
@@ -87,11 +89,11 @@ def classifier(network: str, predicted: str, shown: str = "lungs", variant: str 
         "classes": {"A": rates, "B": rates},
         "class_intervals": {k: {n: [0.4, 0.7] for n in ("sensitivity", "specificity", "f1")} for k in "AB"},
         "per_film": [
-            {"id": f"f{n}", "group": f"g{n}", "label": a, "predicted": b}
+            {"id": f"f{n}", "group": f"g{n}", "label": a, "predicted": b, "probabilities": [0.5, 0.5]}
             for n, (a, b) in enumerate(zip(truth, predicted, strict=True))
         ],
     }
-    return cell("classification", network, variant, shown, val={"log_loss": 0.3, "accuracy": 0.8}, test=test)
+    return cell("classification", network, variant, shown, val={"log_loss": 0.3, "accuracy": 0.8}, test=test) | more
 
 
 def write(folder: Path, cells: list[dict[str, Any]]) -> Path:
@@ -154,7 +156,37 @@ def test_pairs_gaps_and_table_4(tmp_path: Path) -> None:
     controls = found["What the networks see: lungs, film, background"]
     assert controls.rows[0][-1].startswith("+0.1000 [")
     assert controls.rows[1][-1] == "–"
-    assert found["One thing changed"].rows[1][1:3] == ("cropped", "0.0000 [-0.1000, 0.1000]")
+    changed = found["One thing changed"].rows
+    assert [row[1] for row in changed] == ["as in the grid", "cropped"]
+    assert changed[1][2] == "0.0000 [-0.1000, 0.1000]" and changed[1][4].startswith("-0.9000 [")
+    assert "What lowers the background's lead" not in found, "there is nothing beside the grid"
+
+
+def test_a_change_stands_beside_the_same_change_of_the_background(tmp_path: Path) -> None:
+    even = {"changes": {"balance": "even"}}
+    cells = [
+        classifier("coatnet0", "ABABABAAAB"),  # 9 right
+        classifier("coatnet0", "ABABABABAB", "background"),
+        classifier("coatnet0", "ABABABABBA", "lungs", "even", **even),  # 8 right
+        classifier("coatnet0", "ABABABBABA", "background", "even-background", **even),  # 6 right
+        classifier("coatnet0", "ABABABABAB", "lungs", "equalised", equalised=True),
+    ]
+    folder = write(tmp_path, cells) / "classification"
+    found = {table.title: table for table in tables(load_cells(folder, "classification"), "classification")}
+    lead = found["What lowers the background's lead"]
+    assert [(row[1], row[2][:6], row[3][:6], row[4][:7]) for row in lead.rows] == [
+        ("as in the grid", "0.9000", "1.0000", "+0.1000"), ("even", "0.8000", "0.6000", "-0.2000"),
+    ]  # fmt: skip
+    assert [row[1] for row in found["One thing changed"].rows] == ["as in the grid", "equalised", "even"]
+
+
+def test_a_film_that_failed_was_not_right(tmp_path: Path) -> None:
+    one, other = classifier("resnet50", "ABABABABBA"), classifier("coatnet0", "ABABABABAB")
+    other["test"]["failed"] = [other["test"]["per_film"].pop(0) | {"message": "no lungs"}]
+    folder = write(tmp_path, [one, other]) / "classification"
+    found = {table.title: table for table in tables(load_cells(folder, "classification"), "classification")}
+    # coatnet0 alone is right on the last two; resnet50 alone on the first.
+    assert found["Pairs of networks, lungs alone"].rows == (("coatnet0", "resnet50", "10", "2", "1", "1"),)
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])

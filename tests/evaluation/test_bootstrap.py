@@ -84,6 +84,23 @@ def test_seed_decides() -> None:
     assert first != other
 
 
+def test_a_statistic_that_resampling_moves_can_be_centred() -> None:
+    """ECE of a calibrated network is near 0, and that of its resamples above it."""
+    rng = np.random.default_rng(3)
+    probability = rng.uniform(0.5, 1, 400)
+    probabilities = np.stack([probability, 1 - probability], axis=1)
+    truth = (rng.random(400) > probability).astype(np.int64)
+
+    def ece(i: np.ndarray) -> float:
+        return metrics.ece(truth[i], probabilities[i])
+
+    plain, centred = (bootstrap(ece, range(400), resamples=300, centred=c) for c in (False, True))
+    assert plain.value == centred.value
+    moved = plain.high - centred.high
+    assert moved > 0.01 and centred.low == pytest.approx(max(0, plain.low - moved))
+    assert 0 <= centred.low < centred.value < centred.high
+
+
 def test_undefined_values_are_left_out_and_undefined_resamples_counted() -> None:
     got = bootstrap_mean([1.0, math.nan, 3.0], range(3), resamples=500)
     assert got.value == 2

@@ -13,6 +13,7 @@ from bundles import CELLS, LABELS, SIZE, write_classifier
 from films import draw, save
 from lungscope.evaluation import speed
 from lungscope.pipeline import Analyzer
+from lungscope.precision import Offered
 from lungscope.readers import read
 from lungscope.runtime import PROBES, Runtime
 from programs import program
@@ -32,6 +33,15 @@ def test_a_probe_computes_what_it_counts(kind: str) -> None:
     outputs, inner = (result.size, 256 * 9) if kind == "convolution" else (result.size, image.shape[1])
     assert operations == 2 * outputs * inner
     assert np.ptp(result) > 1
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_in_int8_is_rounded_and_else_the_same(kind: str) -> None:
+    exact, operations, image = Runtime("cpu").probe(kind)
+    rounded, same_operations, same_image = Runtime("cpu", "int8", offered=Offered(quantised=True)).probe(kind)
+    assert operations == same_operations and np.array_equal(image, same_image)
+    one, other = (network({"image": image})["result"] for network in (exact, rounded))
+    assert 1e-3 < np.abs(one - other).max() / np.abs(one).max() < 0.1
 
 
 def test_the_warm_up_does_not_count() -> None:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lungscope.errors import DataError
-from lungscope.evaluation.bootstrap import bootstrap_mean
+from lungscope.evaluation.bootstrap import bootstrap, bootstrap_mean
 from lungscope.evaluation.comparison import mcnemar
+from lungscope.evaluation.metrics import ece
 from lungscope.stages.classification import INPUT_NAMES, INPUTS
 from lungscope.statistics import number, or_null, with_interval
 
@@ -58,18 +59,22 @@ TITLES = {"unet": "Table 1: U-Net", "linknet": "Table 2: LinkNet", "fpn": "Table
 SEGMENTATION_NOTES = (
     "The paper's IoU is above its Dice in every row. For one pair of masks Dice = 2 IoU / (1 + IoU) is never below "
     "IoU, so that its two columns were not computed as they are here (strict, for each film, then averaged).",
-    "The paper splits at random over films of which many are duplicates of one another; here no duplicate group and no "
-    "patient is on two sides.",
-    "The paper scores masks of all three classes. Here Viral Pneumonia films have masks; those of the other classes "
-    "are not at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
+    "The paper does not say how it parted its films, some of which are duplicates of one another. Here no duplicate "
+    "group is on two sides; no film says who the patient is.",
+    "The paper's data set has three classes. Here Viral Pneumonia films have masks; those of the other classes are not "
+    "at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
+    "A network was trained once for each seed. Intervals say how far other films would move a score, and not how far "
+    "another training would: one network's lead over another is that of these two trainings.",
 )
 CLASSIFICATION_NOTES = (
-    "The paper splits at random over films of which many are duplicates of one another; here no duplicate group is on "
-    "two sides, which costs accuracy.",
+    "The paper does not say how it parted its films, some of which are duplicates of one another. Here no duplicate "
+    "group is on two sides.",
     "The paper's lungs were found by its ensemble; here by one segmenter, whose SHA-256 is in every cell.",
     "In this data class, source and age go together. What a network reads from the background is not about lungs; "
     "where the background alone is told as well as the lungs, accuracy on this data does not show that lungs were "
     "read.",
+    "A network was trained once for each seed and input. Intervals and tests say how far other films would move a "
+    "score, and not how far another training would.",
 )
 
 
@@ -165,6 +170,12 @@ def notes(kind: Kind) -> tuple[str, ...]:
     return SEGMENTATION_NOTES if kind == "segmentation" else CLASSIFICATION_NOTES
 
 
+def budget(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The budget of results that `load_cells` gave, in the words of the latest."""
+    latest: dict[str, Any] = max(cells, key=lambda cell: str(cell.get("created", "")))["budget"]
+    return latest
+
+
 def summary(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, Any]:
     """The results as numbers, without films: what a table or a plot of one's own is made from."""
     rows = [
@@ -173,7 +184,7 @@ def summary(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, Any]:
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
-        "budget": cells[0]["budget"],
+        "budget": budget(cells),
         "parts": cells[0]["parts"],
         "notes": list(notes(kind)),
         "cells": rows,
@@ -259,8 +270,9 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
     )
     note = (
         "Differences are over the same films, with bootstrap intervals over duplicate groups; where an interval holds "
-        "0 the two are not told apart. Times are of the machine named in each cell, which may have been busy with "
-        "other work; energy is that machine's, where its processors or GPUs count it."
+        "0 the two are not told apart. Times are of the machine that ran the cell: machines differ, and did other work "
+        "meanwhile, so that times of two cells compare no more than roughly. Energy is that machine's, where its "
+        "processors or GPUs count it."
     )
     return Table(f"All networks on {store}, by Dice", columns, tuple(rows), note)
 
@@ -292,7 +304,8 @@ def _ensemble(pooled: Sequence[dict[str, Any]], members: Sequence[dict[str, Any]
     )
     note = (
         "The paper pools to 'maximise the segmented image area': recall of lung is the share of the drawn lungs that "
-        "is found; what a union wins there it can lose in precision."
+        "is found; what a union wins there it can lose in precision. What an ensemble costs is its members' time one "
+        "after the other; the time measured is that of whichever machine ran the cell, busy or not."
     )
     return Table(
         "The ensemble and its members",
@@ -341,7 +354,7 @@ def _classification_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
         note = "McNemar's test, exact, two-sided, on the films of the test part; not corrected for the number of pairs."
         yield Table("Pairs of networks, lungs alone", columns, rows, note)
     if varied := [cell for cell in cells if cell["variant"] is not None]:
-        yield _classifier_variants(varied, plain)
+        yield from _classifier_variants(varied, plain)
 
 
 def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
@@ -378,7 +391,7 @@ def _more(cells: Sequence[dict[str, Any]]) -> Table:
             with_interval(test["macro_f1"], test["intervals"]["macro_f1"]),
             with_interval(test["macro_auc"], test["intervals"]["macro_auc"]),
             number(test["uncalibrated"]["ece"]),
-            with_interval(test["ece"], test["intervals"]["ece"]),
+            with_interval(test["ece"], _ece_interval(test)),
             number(test["temperature"], 2),
             f"{test['conformal']['coverage']:.3f}",
             str(len(test["failed"])),
@@ -403,9 +416,20 @@ def _more(cells: Sequence[dict[str, Any]]) -> Table:
         "training, minutes",
     )
     note = (
-        "ECE in 15 bins, before and after temperature scaling; temperature and sets were fitted on the validation part."
+        "ECE in 15 bins, before and after temperature scaling; temperature and sets were fitted on the validation "
+        "part. Drawing films again makes ECE larger; its intervals are moved back by that."
     )
     return Table("Further scores on the test part, lungs alone", columns, rows, note)
+
+
+def _ece_interval(test: dict[str, Any]) -> tuple[float, float]:
+    films = test["per_film"]
+    labels = list(test["classes"])
+    truth = np.array([labels.index(film["label"]) for film in films], np.int64)
+    probabilities = np.array([film["probabilities"] for film in films])
+    groups = [film["group"] for film in films]
+    found = bootstrap(lambda i: ece(truth[i], probabilities[i]), groups, resamples=500, centred=True)
+    return found.low, found.high
 
 
 def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
@@ -448,23 +472,40 @@ def _gap(one: dict[str, Any], other: dict[str, Any]) -> str:
     return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
-def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) -> Table:
-    rows, reasons = [], {}
-    for network in dict.fromkeys(cell["network"] for cell in varied):
-        for cell in [*plain, *varied]:
-            if cell["network"] == network and (cell["variant"] or cell["input"] == "lungs"):
+def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) -> Iterable[Table]:
+    """What was changed, from the lungs alone; and where the background had the same change, what that did to it."""
+    rows, beside, reasons = [], [], {}
+    for network, seed in dict.fromkeys((cell["network"], cell["seed"]) for cell in varied):
+        own = [cell for cell in [*plain, *varied] if (cell["network"], cell["seed"]) == (network, seed)]
+        grid = {cell["input"]: cell for cell in own if cell["variant"] is None}
+        for cell in own:
+            lungs, name = cell["input"] == "lungs", cell["variant"] or "as in the grid"
+            if cell["variant"] is not None:
                 reasons[cell["variant"]] = cell["reason"]
+            if (lungs or cell["variant"] is not None) and cell["input"] != "background":
                 test = cell["test"]
-                rows.append(
-                    (
-                        network,
-                        cell["variant"] or "as in the grid",
-                        with_interval(test["accuracy"], test["intervals"]["accuracy"]),
-                        with_interval(test["macro_f1"], test["intervals"]["macro_f1"]),
-                    )
-                )
-    note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if name) + "."
-    return Table("One thing changed", ("network", "variant", "accuracy [95 %]", "macro-F1 [95 %]"), tuple(rows), note)
+                spans = [with_interval(test[score], test["intervals"][score]) for score in ("accuracy", "macro_f1")]
+                known = cell["variant"] is not None and "lungs" in grid
+                rows.append((_label(cell), name, *spans, _gap(cell, grid["lungs"]) if known else "–"))
+            background = next((other for other in own if lungs and _same_change(cell, other)), None)
+            if background is not None:
+                accuracies = [
+                    with_interval(side["test"]["accuracy"], side["test"]["intervals"]["accuracy"])
+                    for side in (cell, background)
+                ]
+                beside.append((_label(cell), name, *accuracies, _gap(background, cell)))
+    note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if "background" not in name) + "."
+    columns = ("network", "variant", "accuracy [95 %]", "macro-F1 [95 %]", "accuracy, less the grid's [95 %]")
+    yield Table("One thing changed", columns, tuple(rows), note)
+    if len(beside) > 1:
+        columns = ("network", "variant", "lungs: accuracy [95 %]", "background: accuracy [95 %]", "background − lungs")
+        yield Table("What lowers the background's lead", columns, tuple(beside), "Both sides had the same change.")
+
+
+def _same_change(lungs: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether `other` is the background with the change that `lungs` had."""
+    changes = [(json.dumps(cell["changes"], sort_keys=True), _equalised(cell), cell["crop"]) for cell in (lungs, other)]
+    return other["input"] == "background" and changes[0] == changes[1]
 
 
 @dataclass(frozen=True)
@@ -495,7 +536,9 @@ def _pairs(cells: Sequence[dict[str, Any]]) -> Iterable[Pair]:
 
 
 def _right(cell: dict[str, Any]) -> dict[str, tuple[bool, str]]:
-    return {row["id"]: (row["label"] == row["predicted"], row["group"]) for row in cell["test"]["per_film"]}
+    """By film, whether its class was right, and its group; one that failed was wrong, and is a group of its own."""
+    failed = {row["id"]: (False, row["id"]) for row in cell["test"]["failed"]}
+    return failed | {row["id"]: (row["label"] == row["predicted"], row["group"]) for row in cell["test"]["per_film"]}
 
 
 # Shared ---------------------------------------------------------------------------------------------------------------

@@ -149,7 +149,13 @@ def _results(metrics: dict[str, Any]) -> list[str]:
         rows.append(
             ("global severity beside the senior radiologist's Brixia score: Spearman", severity["scored"],
              with_interval(score["ours_senior"]["spearman"], score["ours_senior"]["interval"], 2),
-             f"between the radiologists {number(score['senior_junior']['spearman'], 2)}")
+             _severity_beside(score))
+        )  # fmt: skip
+        zones = severity["zones"]
+        rows.append(
+            ("severity of a zone, six a film, beside the senior radiologist's: Spearman", severity["scored"],
+             with_interval(zones["ours_senior"]["spearman"], zones["ours_senior"]["interval"], 2),
+             _severity_beside(zones))
         )  # fmt: skip
     table = _table(("what", "n", "value [95 % interval]", "beside it"), rows)
     hardware = metrics["hardware"]
@@ -162,6 +168,11 @@ def _results(metrics: dict[str, Any]) -> list[str]:
     if severity:
         note += f" Severity: {len(severity['seen'])} near-duplicates of films of these sets are left out."
     return [f"## Results\n{table}\n\n{note}", *map(_by_class, metrics.get("classifier", []))]
+
+
+def _severity_beside(score: dict[str, Any]) -> str:
+    junior, between = (number(score[pair]["spearman"], 2) for pair in ("ours_junior", "senior_junior"))
+    return f"beside the junior {junior}; between the radiologists {between}"
 
 
 def _by_class(row: dict[str, Any]) -> str:

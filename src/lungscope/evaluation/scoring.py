@@ -201,8 +201,11 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
     right = predicted == found.truth
     total = len(right) + len(found.failed)
 
-    def of_films(statistic: Callable[[Any, Any], float]) -> list[float | None]:
-        return _interval(bootstrap(lambda i: statistic(found.truth[i], probabilities[i]), found.groups, resamples=500))
+    def of_films(statistic: Callable[[Any, Any], float], *, centred: bool = False) -> list[float | None]:
+        def of_drawn(i: NDArray[np.int64]) -> float:
+            return statistic(found.truth[i], probabilities[i])
+
+        return _interval(bootstrap(of_drawn, found.groups, resamples=500, centred=centred))
 
     def of_class(name: str, c: int) -> list[float | None]:
         def statistic(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -218,7 +221,8 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
             "accuracy": _interval(bootstrap_mean(right, found.groups)),
             "macro_f1": _interval(bootstrap_confusion(metrics.macro_f1, found.truth, predicted, k, found.groups)),
             "macro_auc": of_films(metrics.macro_auc),
-            "ece": of_films(metrics.ece),
+            # It sums distances, which drawing films again makes larger.
+            "ece": of_films(metrics.ece, centred=True),
             "log_loss": of_films(metrics.log_loss),
         },
         "class_intervals": {

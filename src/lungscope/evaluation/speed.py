@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 from lungscope import runtime
 from lungscope.batch import run_films
 from lungscope.bundle import Bundle
+from lungscope.errors import UsageError
 from lungscope.evaluation.plots import Box, Line, boxes, curves
 from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
+from lungscope.precision import CAPABILITIES, Offered
 from lungscope.radiograph import Pixels
 from lungscope.readers import read
 from lungscope.writers.folder import DEFAULT_FORMATS, write
@@ -114,16 +117,16 @@ def networks(
 ) -> dict[str, Any]:
     """By graph: what it computes, and how long that takes here, in `baselines` too (each makes a callable of a graph).
 
-    roofline: the processor's measured peak in f32, by a large matrix product and a large convolution in the same
-    runtime. of_peak: the share of the larger one that a graph reaches. None of both on a CUDA device.
+    peak_gflops: the processor's measured peaks, by precision that it computes natively, of a large matrix product and a
+    large convolution in the same runtime. of_peak: the share that a graph reaches of the larger one in the precision
+    that it is computed in. None of both on a CUDA device.
     """
-    engine, shipped = runtime.Runtime(device), runtime.Runtime(device, precision, offered=bundle.offered)
+    shipped = runtime.Runtime(device, precision, offered=bundle.offered)
     peaks = {}
-    for kind in engine.probes:
-        network, operations, image = engine.probe(kind)
-        timing = interleaved({kind: partial(network, {"image": image})}, repeats)[kind]
-        peaks[kind] = operations / min(timing.calls) / 1e6
-    peak = max(peaks.values(), default=None)
+    for name in CAPABILITIES if shipped.probes else ():
+        with suppress(UsageError):  # not native here
+            peaks[name] = _peaks(runtime.Runtime(device, name, offered=Offered(quantised=True)), repeats)
+    peak = max(peaks[shipped.precision].values()) if peaks else None
     sizes = dict.fromkeys(bundle.segmenter.members, bundle.segmenter.size)
     if bundle.classifier is not None:
         sizes[bundle.classifier.weights] = bundle.classifier.view.size
@@ -134,7 +137,7 @@ def networks(
         contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(compiled, {"image": image})}
         contenders |= {baseline: partial(make(weights.path), image) for baseline, make in baselines.items()}
         timings = interleaved(contenders, repeats)
-        operations = engine.operations(weights.path)
+        operations = shipped.operations(weights.path)
         ideal = None if peak is None else operations / peak / 1e6
         graphs[weights.network] = {
             "size": size,
@@ -143,7 +146,17 @@ def networks(
             "ideal_ms": ideal,
             "of_peak": None if ideal is None else ideal / timings["lungscope"].percentiles[2],
         }
-    return {"peak_gflops": peaks, "graphs": graphs}
+    return {"precision": shipped.precision, "peak_gflops": peaks, "graphs": graphs}
+
+
+def _peaks(engine: runtime.Runtime, repeats: int) -> dict[str, float]:
+    """Operations of each probe a second, in 10^9, at the fastest."""
+    peaks = {}
+    for kind in engine.probes:
+        network, operations, image = engine.probe(kind)
+        timing = interleaved({kind: partial(network, {"image": image})}, repeats)[kind]
+        peaks[kind] = operations / min(timing.calls) / 1e6
+    return peaks
 
 
 def batch(analyzer: Analyzer, films: Sequence[Path], count: int, formats: Sequence[str]) -> dict[str, Any]:
@@ -282,12 +295,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """A result in words."""
     machine = result["machine"]
     yield f"{machine['name']}, {machine['cores']} cores, load {machine['load']}"
-    peaks = ", ".join(f"{kind} {peak:.0f} GFLOP/s" for kind, peak in result["networks"]["peak_gflops"].items())
-    if peaks:
-        yield f"peak in f32: {peaks}"
+    for precision, peaks in result["networks"]["peak_gflops"].items():
+        yield f"peak in {precision}: " + ", ".join(f"{kind} {peak:.0f} GFLOP/s" for kind, peak in peaks.items())
+    computed_in = result["networks"]["precision"]
     for name, graph in result["networks"]["graphs"].items():
         times = ", ".join(f"{baseline} {timing['median']:.1f} ms" for baseline, timing in graph["ms"].items())
-        share = "" if graph["of_peak"] is None else f"; {graph['of_peak']:.0%} of the peak"
+        share = "" if graph["of_peak"] is None else f"; {graph['of_peak']:.0%} of the peak in {computed_in}"
         yield f"{name} at {graph['size']}², {graph['gflop']:.1f} GFLOP: {times}{share}"
     for name, film in result["single_films"].items():
         yield f"{name}: " + ", ".join(

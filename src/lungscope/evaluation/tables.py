@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lungscope.evaluation import plots
-from lungscope.evaluation.benchmark import Kind, Table, load_cells, notes, summary, tables
+from lungscope.evaluation.benchmark import Kind, Table, budget, load_cells, notes, summary, tables
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
 from lungscope.writers.atomic import write_text
@@ -79,7 +79,8 @@ def _html(cells: Sequence[dict[str, Any]], kind: Kind, drawn: dict[str, str]) ->
 
 def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
     """The budget, the films, and where and from what code the cells come."""
-    recipe = cells[0]["budget"]["recipe"]
+    spent = budget(cells)
+    recipe = spent["recipe"]
     phases = ", then ".join(
         f"{phase['epochs']} epochs at {phase['size']}²" + (f" of {phase['films']} films" if phase["films"] else "")
         for phase in recipe["phases"]
@@ -93,8 +94,7 @@ def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
     commits = sorted({re.sub("(?<=^.{12})[0-9a-f]+", "", cell["commit"] or "unknown") for cell in cells})
     films = cells[0]["films"]
     return [
-        f"{len(cells)} results. Budget: {phases}, batches of {recipe['batch']}, from random weights. "
-        f"{cells[0]['budget']['reason']}",
+        f"{len(cells)} results. Budget: {phases}, batches of {recipe['batch']}, from random weights. {spent['reason']}",
         f"Films: {films['train']} to train, {films['val']} to validate; scores are of the test part, through the "
         "path that ships, with 95 % bootstrap intervals over duplicate groups or patients.",
         f"Trained on: {'; '.join(hardware)}. Commits: {', '.join(commits)}.",
