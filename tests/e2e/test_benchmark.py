@@ -204,6 +204,18 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     assert "Table 4" in page and "cropped: cut out, nothing blacked out" in page
 
 
+@pytest.mark.slow
+def test_networks_are_timed_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"segmentation": ("fpn-mobilenetv2",), "classification": ("resnet50",)}
+    monkeypatch.setattr("lungscope.training.latency.NETWORKS", few)
+    found = call("benchmark", "latency", "--out", tmp_path, "--repeats", 3, "--device", "cpu")
+    assert found == json.loads((tmp_path / "latency.json").read_text())
+    assert {kind: tuple(rows) for kind, rows in found["ms"].items()} == few
+    for row in (found["ms"]["segmentation"]["fpn-mobilenetv2"], found["ms"]["classification"]["resnet50"]):
+        assert row["calls"] == 3 and 0 < row["p5"] <= row["median"] <= row["p95"]
+    assert found["sizes"] == {"segmentation": 96, "classification": 96} and found["precision"] == "f32"
+
+
 def test_an_ensemble_without_its_members_says_what_is_missing(films: Path, tmp_path: Path) -> None:
     command = ["benchmark", "segmentation", *options(films, tmp_path, "ensemble")]
     done = CliRunner().invoke(front.app, [*command, "--json"])

@@ -180,6 +180,31 @@ def test_a_change_stands_beside_the_same_change_of_the_background(tmp_path: Path
     assert [row[1] for row in found["One thing changed"].rows] == ["as in the grid", "equalised", "even"]
 
 
+def test_times_stand_in_the_tables_and_an_ensembles_is_the_sum(tmp_path: Path) -> None:
+    cells = [*SEGMENTERS, segmenter("ensemble", [0.9, 0.9], "mean", members=["fpn-vgg16", "unet-vgg16"])]
+    folder = write(tmp_path, cells)
+    pages = {path.name: path for path in render(folder, "segmentation")}
+    assert (
+        "segmentation-dice-latency.svg" not in pages
+        and "One film in the network" not in pages["segmentation.md"].read_text()
+    )
+    rows = {name: {"median": ms, "calls": 30} for name, ms in (("fpn-vgg16", 20.04), ("unet-vgg16", 30.5))}
+    found = {
+        "schema_version": "1", "sizes": {"segmentation": 96}, "precision": "f32", "commit": "ab" * 20,
+        "hardware": {"processor": "X", "cores": 2}, "ms": {"segmentation": rows},
+    }  # fmt: skip
+    (folder / "latency.json").write_text(json.dumps(found))
+    pages = {path.name: path for path in render(folder, "segmentation")}
+    assert "segmentation-dice-latency.svg" in pages
+    page = pages["segmentation.md"].read_text(encoding="utf-8")
+    assert "median of 30 calls, all networks in turn, at 96², f32, 2 cores of X, commit abababababab" in page
+    by_network = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert " 20.0 " in by_network["fpn-vgg16"] and by_network["ensemble, mean"].endswith("| 50.5 |")
+    (folder / "latency.json").write_text(json.dumps(found | {"schema_version": "0"}))
+    with pytest.raises(DataError, match=r"latency.json holds no times .*lungscope benchmark latency"):
+        render(folder, "segmentation")
+
+
 def test_a_film_that_failed_was_not_right(tmp_path: Path) -> None:
     one, other = classifier("resnet50", "ABABABABBA"), classifier("coatnet0", "ABABABABAB")
     other["test"]["failed"] = [other["test"]["per_film"].pop(0) | {"message": "no lungs"}]

@@ -21,7 +21,7 @@ from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up, needs
 from lungscope.evaluation import gate, speed
-from lungscope.evaluation.benchmark import Kind
+from lungscope.evaluation.benchmark import TIMES, Kind
 from lungscope.evaluation.provenance import commit, facts
 from lungscope.evaluation.tables import render
 from lungscope.hardware import cores
@@ -95,6 +95,35 @@ def classification(
     if not only_render:
         failed = _run("classification", out, budget, data, split, work, only, model, (accelerator, precision, workers))
     _finish("classification", out, failed, json_)
+
+
+@app.command()
+def latency(
+    out: Out,
+    budget: BudgetName = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="How often each network is called.")] = 30,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """One film in every network of a budget, all in turn on this machine: what the tables' times are made of.
+
+    Let nothing else run meanwhile. Render the tables again afterwards.
+    """
+    with needs("`lungscope benchmark latency`", "train"):
+        from lungscope.training.budget import load_budget
+        from lungscope.training.latency import time_networks
+    console = Console(stderr=True)
+    found = time_networks(
+        load_budget(budget), repeats, device=device, progress=lambda network: console.print(f"making {network}")
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / TIMES, dumps(found, indent=1) + "\n")
+    if json_:
+        typer.echo(dumps(found))
+        return
+    for kind, rows in found["ms"].items():
+        for name, row in sorted(rows.items(), key=lambda item: float(item[1]["median"])):
+            typer.echo(f"{kind}, {name}: {row['median']:.1f} ms [{row['p5']:.1f}, {row['p95']:.1f}]")
 
 
 @app.command()

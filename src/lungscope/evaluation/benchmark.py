@@ -23,6 +23,8 @@ from lungscope.stages.classification import INPUT_NAMES, INPUTS
 from lungscope.statistics import number, or_null, with_interval
 
 SCHEMA_VERSION = "1"
+TIMES = "latency.json"
+TIMES_SCHEMA = "1"
 
 Kind = Literal["segmentation", "classification"]
 
@@ -138,6 +140,42 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
     return sorted(cells, key=_order)
 
 
+@dataclass(frozen=True)
+class Times:
+    """What `lungscope benchmark latency` measured. ms: median of one film, by network; of an ensemble, its members'
+    one after the other. facts: how and where, in words."""
+
+    ms: dict[str, float]
+    facts: str
+
+    def of(self, cell: dict[str, Any]) -> float | None:
+        """Milliseconds of a cell's networks; None where one was not timed."""
+        known = [self.ms.get(name) for name in cell["members"] or [cell["network"]]]
+        return None if None in known else sum(ms for ms in known if ms is not None)
+
+
+def load_times(folder: Path, kind: Kind) -> Times | None:
+    """The times beside the results in `folder`; None where they were not measured. Raises DataError for another
+    file."""
+    path = folder / TIMES
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema_version"] != TIMES_SCHEMA:
+            raise ValueError(f"schema {found['schema_version']!r}, here {TIMES_SCHEMA!r}")
+        rows, hardware = found["ms"][kind], found["hardware"]
+        calls = min(row["calls"] for row in rows.values())
+        facts = (
+            f"One film in the network: median of {calls} calls, all networks in turn, at {found['sizes'][kind]}², "
+            f"{found['precision']}, {hardware['cores']} cores of {hardware['processor']}, commit "
+            f"{(found['commit'] or 'unknown')[:12]}; an ensemble's is the sum of its members'."
+        )
+        return Times({name: float(row["median"]) for name, row in rows.items()}, facts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} holds no times ({error}). Remove it, or run `lungscope benchmark latency`") from error
+
+
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
     """What a result is the result of; two that agree in it are the same cell of the same grid."""
     what = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "crop", "members")
@@ -160,9 +198,10 @@ def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
     return (place, cell["variant"] is not None, cell["variant"] or "", shown, cell["seed"])
 
 
-def tables(cells: Sequence[dict[str, Any]], kind: Kind) -> list[Table]:
+def tables(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None = None) -> list[Table]:
     """What the results say, as tables to be read."""
-    return list(_segmentation_tables(cells) if kind == "segmentation" else _classification_tables(cells))
+    times = times or Times({}, "")
+    return list(_segmentation_tables(cells, times) if kind == "segmentation" else _classification_tables(cells, times))
 
 
 def notes(kind: Kind) -> tuple[str, ...]:
@@ -203,7 +242,7 @@ def _without_films(value: Any) -> Any:
 # Segmentation ---------------------------------------------------------------------------------------------------------
 
 
-def _segmentation_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
+def _segmentation_tables(cells: Sequence[dict[str, Any]], times: Times) -> Iterable[Table]:
     plain = [cell for cell in cells if cell["variant"] is None]
     stores = [row["store"] for row in cells[0]["stores"]]
     for decoder, title in TITLES.items():
@@ -215,9 +254,10 @@ def _segmentation_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
         if rows:
             yield Table(title, (*columns, *ours, *others), tuple(rows))
     if plain:
-        yield _ranking(plain, stores[0])
+        yield _ranking(plain, stores[0], times)
     if pooled := [cell for cell in cells if cell["network"] == "ensemble"]:
-        yield _ensemble(pooled, [cell for cell in plain if cell["network"] in pooled[0]["members"]], stores)
+        members = [cell for cell in plain if cell["network"] in pooled[0]["members"]]
+        yield _ensemble(pooled, members, stores, times)
     if varied := [cell for cell in cells if cell["variant"] is not None and cell["network"] != "ensemble"]:
         yield _variants(varied, plain, stores)
 
@@ -238,7 +278,7 @@ def _paper_row(cell: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
+def _ranking(cells: Sequence[dict[str, Any]], store: str, times: Times) -> Table:
     """All networks by Dice, each with its distance from the first, on the same films."""
     ranked = sorted(cells, key=lambda cell: -cell["stores"][0]["scores"]["dice"]["mean"])
     rows = []
@@ -252,7 +292,7 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
                 number(scores["dice"]["p5"]),
                 number(scores["hd95"]["mean"], 1),
                 f"{cell['parameters'] / 1e6:.1f}",
-                f"{cell['latency_ms']['fastest']:.0f}",
+                _ms(times.of(cell)),
                 f"{cell['training']['seconds'] / 60:.0f}",
                 _kilojoules(cell),
             )
@@ -264,17 +304,21 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str) -> Table:
         "5th percentile",
         "HD95, px",
         "parameters, millions",
-        "fastest film, ms",
+        "one film, ms",
         "training, minutes",
         "training, kJ",
     )
     note = (
         "Differences are over the same films, with bootstrap intervals over duplicate groups; where an interval holds "
-        "0 the two are not told apart. Times are of the machine that ran the cell: machines differ, and did other work "
-        "meanwhile, so that times of two cells compare no more than roughly. Energy is that machine's, where its "
-        "processors or GPUs count it."
+        "0 the two are not told apart. Training times are of the machine that ran the cell, which differ and did other "
+        "work meanwhile: they compare no more than roughly. Energy is that machine's, where its processors or GPUs "
+        "count it."
     )
     return Table(f"All networks on {store}, by Dice", columns, tuple(rows), note)
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _kilojoules(cell: dict[str, Any]) -> str:
@@ -291,25 +335,26 @@ def _paired(cell: dict[str, Any], first: dict[str, Any]) -> str:
     return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
-def _ensemble(pooled: Sequence[dict[str, Any]], members: Sequence[dict[str, Any]], stores: Sequence[str]) -> Table:
+def _ensemble(
+    pooled: Sequence[dict[str, Any]], members: Sequence[dict[str, Any]], stores: Sequence[str], times: Times
+) -> Table:
     rows = []
     for cell in [*members, *pooled]:
         values = [_label(cell)]
         for store in cell["stores"]:
             scores = store["scores"]
             values += [_with_span(scores["dice"]), _with_span(scores["coverage"]), number(scores["precision"]["mean"])]
-        rows.append((*values, f"{cell['parameters'] / 1e6:.1f}", f"{cell['latency_ms']['fastest']:.0f}"))
+        rows.append((*values, f"{cell['parameters'] / 1e6:.1f}", _ms(times.of(cell))))
     columns = tuple(
         f"{store}: {what}" for store in stores for what in ("Dice [95 %]", "recall of lung [95 %]", "precision")
     )
     note = (
         "The paper pools to 'maximise the segmented image area': recall of lung is the share of the drawn lungs that "
-        "is found; what a union wins there it can lose in precision. What an ensemble costs is its members' time one "
-        "after the other; the time measured is that of whichever machine ran the cell, busy or not."
+        "is found; what a union wins there it can lose in precision."
     )
     return Table(
         "The ensemble and its members",
-        ("network", *columns, "parameters, millions", "fastest film, ms"),
+        ("network", *columns, "parameters, millions", "one film, ms"),
         tuple(rows),
         note,
     )
@@ -337,12 +382,12 @@ def _variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]],
 # Classification -------------------------------------------------------------------------------------------------------
 
 
-def _classification_tables(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
+def _classification_tables(cells: Sequence[dict[str, Any]], times: Times) -> Iterable[Table]:
     plain = [cell for cell in cells if cell["variant"] is None]
     lungs = [cell for cell in plain if cell["input"] == "lungs"]
     if lungs:
         yield _paper_table(lungs)
-        yield _more(lungs)
+        yield _more(lungs, times)
         yield _by_class(lungs)
     if len({cell["input"] for cell in plain}) > 1:
         yield _controls(plain)
@@ -384,7 +429,7 @@ def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
     return Table("Table 4: classifiers on the lungs alone", columns, tuple(rows), "Losses are before calibration.")
 
 
-def _more(cells: Sequence[dict[str, Any]]) -> Table:
+def _more(cells: Sequence[dict[str, Any]], times: Times) -> Table:
     rows = tuple(
         (
             _label(cell),
@@ -396,7 +441,7 @@ def _more(cells: Sequence[dict[str, Any]]) -> Table:
             f"{test['conformal']['coverage']:.3f}",
             str(len(test["failed"])),
             f"{cell['parameters'] / 1e6:.1f}",
-            f"{cell['latency_ms']['fastest']:.0f}",
+            _ms(times.of(cell)),
             f"{cell['training']['seconds'] / 60:.0f}",
         )
         for cell in cells
@@ -412,7 +457,7 @@ def _more(cells: Sequence[dict[str, Any]]) -> Table:
         "coverage of 95 % sets",
         "films failed",
         "parameters, millions",
-        "fastest film, ms",
+        "one film, ms",
         "training, minutes",
     )
     note = (

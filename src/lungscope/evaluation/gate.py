@@ -18,7 +18,7 @@ from lungscope.errors import DataError
 from lungscope.evaluation import metrics
 from lungscope.evaluation.provenance import facts
 from lungscope.evaluation.scoring import Mask, Progress, on_grid, truth_in
-from lungscope.hardware import cores, processor
+from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, Compared, Gate
 from lungscope.report import Failure, Report
@@ -189,7 +189,6 @@ def parity(
 
 def _facts(analyzer: Analyzer) -> dict[str, Any]:
     found = facts(analyzer, [])
-    found["hardware"] |= {"features": processor()["features"]}
     if analyzer.precision == "int8":
         used = [weights.int8 for weights in analyzer.bundle.weights if weights.int8 is not None]
         found["weights"] |= {file.path.name: file.sha256 for file in used}

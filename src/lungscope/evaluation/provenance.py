@@ -22,13 +22,14 @@ def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
         "split": {path.name: sha256_of(path) for path in split},
         "commit": commit(),
         "versions": analyzer.versions,
-        "hardware": {
-            "processor": processor()["name"],
-            "cores": cores(),
-            "device": analyzer.device,
-            "precision": analyzer.precision,
-        },
+        "hardware": {**machine(), "device": analyzer.device, "precision": analyzer.precision},
     }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, how many cores of it this process has, and which of the features that matter for speed."""
+    found = processor()
+    return {"processor": found["name"], "cores": cores(), "features": found["features"]}
 
 
 def commit() -> str | None:

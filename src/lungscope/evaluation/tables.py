@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lungscope.evaluation import plots
-from lungscope.evaluation.benchmark import Kind, Table, budget, load_cells, notes, summary, tables
+from lungscope.evaluation.benchmark import Kind, Table, Times, budget, load_cells, load_times, notes, summary, tables
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
 from lungscope.writers.atomic import write_text
@@ -32,20 +32,20 @@ img { max-width: 100%; height: auto; border-radius: 8px; }
 def render(folder: Path, kind: Kind) -> list[Path]:
     """Write `folder`/KIND.md, .html, .json and its plots from the results in `folder`/KIND/; the same results give the
     same bytes. Returns what was written. Raises DataError where results are missing or do not go together."""
-    cells = load_cells(folder / kind, kind)
-    drawn = _plots(cells, kind)
+    cells, times = load_cells(folder / kind, kind), load_times(folder, kind)
+    drawn = _plots(cells, kind, times)
     files = {f"{kind}-{name}.svg": text for name, text in drawn.items()}
-    files[f"{kind}.md"] = _markdown(cells, kind, sorted(files))
-    files[f"{kind}.html"] = _html(cells, kind, drawn)
+    files[f"{kind}.md"] = _markdown(cells, kind, times, sorted(files))
+    files[f"{kind}.html"] = _html(cells, kind, times, drawn)
     files[f"{kind}.json"] = json.dumps(summary(cells, kind), indent=1, allow_nan=False) + "\n"
     for name, text in files.items():
         write_text(folder / name, text)
     return [folder / name for name in files]
 
 
-def _markdown(cells: Sequence[dict[str, Any]], kind: Kind, pictures: Sequence[str]) -> str:
-    parts = [f"# {kind.capitalize()} benchmark, budget `{cells[0]['budget']['name']}`", *_facts(cells)]
-    for table in tables(cells, kind):
+def _markdown(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None, pictures: Sequence[str]) -> str:
+    parts = [f"# {kind.capitalize()} benchmark, budget `{cells[0]['budget']['name']}`", *_facts(cells, times)]
+    for table in tables(cells, kind, times):
         parts.append(f"## {table.title}\n\n{_markdown_table(table)}" + (f"\n\n{table.note}" if table.note else ""))
     parts.append("## What can not be compared\n\n" + "\n".join(f"- {note}" for note in notes(kind)))
     parts.append("\n".join(f"![{name}]({name})" for name in pictures))
@@ -57,11 +57,11 @@ def _markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def _html(cells: Sequence[dict[str, Any]], kind: Kind, drawn: dict[str, str]) -> str:
+def _html(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None, drawn: dict[str, str]) -> str:
     title = f"{kind.capitalize()} benchmark, budget {cells[0]['budget']['name']}"
     parts = [f"<header><h1>{escape(title)}</h1></header>", f'<p class="disclaimer">{escape(DISCLAIMER)}</p>']
-    parts += [f"<p>{escape(fact)}</p>" for fact in _facts(cells)]
-    for table in tables(cells, kind):
+    parts += [f"<p>{escape(fact)}</p>" for fact in _facts(cells, times)]
+    for table in tables(cells, kind, times):
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
         parts.append(f"<h2>{escape(table.title)}</h2>")
@@ -77,7 +77,7 @@ def _html(cells: Sequence[dict[str, Any]], kind: Kind, drawn: dict[str, str]) ->
     return opening(title, asset("base.css") + _STYLE) + "\n".join(filter(None, parts)) + closing()
 
 
-def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
+def _facts(cells: Sequence[dict[str, Any]], times: Times | None) -> list[str]:
     """The budget, the films, and where and from what code the cells come."""
     spent = budget(cells)
     recipe = spent["recipe"]
@@ -98,25 +98,21 @@ def _facts(cells: Sequence[dict[str, Any]]) -> list[str]:
         f"Films: {films['train']} to train, {films['val']} to validate; scores are of the test part, through the "
         "path that ships, with 95 % bootstrap intervals over duplicate groups or patients.",
         f"Trained on: {'; '.join(hardware)}. Commits: {', '.join(commits)}.",
+        *([] if times is None else [times.facts]),
     ]
 
 
-def _plots(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, str]:
+def _plots(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None) -> dict[str, str]:
     plain = [cell for cell in cells if cell["variant"] is None]
     if not plain:
         return {}
     if kind == "segmentation":
         first = plain[0]["stores"][0]["store"]
-        points = {
-            what: [_segmenter_point(cell, size) for cell in plain]
-            for what, size in (("parameters", _millions), ("latency", _fastest))
-        }
-        drawn = {
-            "dice-parameters": plots.scatter(
-                f"Dice on {first} by size", points["parameters"], "parameters, millions", "Dice"
-            ),
-            "dice-latency": plots.scatter(f"Dice on {first} by time", points["latency"], "fastest film, ms", "Dice"),
-        }
+        sizes = [_segmenter_point(cell, _millions) for cell in plain]
+        drawn = {"dice-parameters": plots.scatter(f"Dice on {first} by size", sizes, "parameters, millions", "Dice")}
+        if times is not None:
+            speeds = [_segmenter_point(cell, times.of) for cell in plain if times.of(cell) is not None]
+            drawn["dice-latency"] = plots.scatter(f"Dice on {first} by time", speeds, "one film, ms", "Dice")
         for n, store in enumerate(row["store"] for row in plain[0]["stores"]):
             drawn[f"boxes-{store}"] = plots.boxes(
                 f"Dice of the films of {store}", [_box(cell, n) for cell in plain], "Dice"
@@ -134,10 +130,12 @@ def _plots(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, str]:
             drawn["accuracy-parameters"] = plots.scatter(
                 "Accuracy on the lungs alone by size", sizes, "parameters, millions", "accuracy"
             )
-            times = [_classifier_point(cell, _fastest, cell["network"]) for cell in lungs]
-            drawn["accuracy-latency"] = plots.scatter(
-                "Accuracy on the lungs alone by time", times, "fastest film, ms", "accuracy"
-            )
+            if times is not None:
+                timed = [cell for cell in lungs if times.of(cell) is not None]
+                speeds = [_classifier_point(cell, times.of, cell["network"]) for cell in timed]
+                drawn["accuracy-latency"] = plots.scatter(
+                    "Accuracy on the lungs alone by time", speeds, "one film, ms", "accuracy"
+                )
         monitor, name = "val_accuracy", "validation accuracy"
     drawn["curves"] = plots.curves("Training", [_curve(cell, monitor) for cell in plain], "epoch", name)
     return drawn
@@ -145,10 +143,6 @@ def _plots(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, str]:
 
 def _millions(cell: dict[str, Any]) -> float:
     return float(cell["parameters"]) / 1e6
-
-
-def _fastest(cell: dict[str, Any]) -> float:
-    return float(cell["latency_ms"]["fastest"])
 
 
 def _segmenter_point(cell: dict[str, Any], size: Any) -> plots.Point:
