@@ -28,7 +28,9 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    segmenter: Annotated[list[Path], typer.Option("--segmenter", help="A segmenter's run; repeated, an ensemble.")],
+    segmenter: Annotated[
+        list[Path], typer.Option("--segmenter", help="A segmenter's run, or a bundle: its own; repeated, an ensemble.")
+    ],
     data: Annotated[list[Path], typer.Option("--data", help="A store; for parity, calibration and metrics.")],
     split: Annotated[list[Path], typer.Option("--split", help="A split of the stores.")],
     out: Annotated[Path, typer.Option("--out", help="The bundle's folder; replaced if it is one.")],
@@ -66,7 +68,7 @@ def export(
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
     bundle = export_bundle(
-        [Trained.open(run) for run in segmenter],
+        [trained for path in segmenter for trained in _segmenters(path)],
         None if classifier is None else _classifier(classifier),
         out,
         films=parity_films([(store, parts) for store in stores]),
@@ -110,6 +112,10 @@ def export(
         console.print("measured on the test parts")
     bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
     print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)
+
+
+def _segmenters(path: Path) -> list[Trained]:
+    return Trained.of_bundle(Bundle.load(path)) if (path / MANIFEST).is_file() else [Trained.open(path)]
 
 
 def _classifier(path: Path) -> Trained:

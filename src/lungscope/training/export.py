@@ -93,9 +93,13 @@ class Trained:
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> list[Trained]:
-        """The segmenters of a finished bundle, as they are stored."""
-        spec = bundle.segmenter
-        return [cls(member.path, {"network": member.network, "size": spec.size}) for member in spec.members]
+        """The segmenters of a finished bundle, as they are stored, each with the facts of its run."""
+        spec, runs = bundle.segmenter, bundle.manifest.get("training", {}).get("runs", [])
+        known = [*runs[: len(spec.members)], *({} for _ in spec.members)]
+        return [
+            cls(member.path, {**run, "network": member.network, "size": spec.size})
+            for member, run in zip(spec.members, known, strict=False)
+        ]
 
     @classmethod
     def classifier_of(cls, bundle: Bundle) -> Trained:
