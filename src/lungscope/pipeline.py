@@ -1,4 +1,4 @@
-"""The order of the stages, and nothing else."""
+"""The order of the stages, and which films are computed twice."""
 
 from __future__ import annotations
 

@@ -231,6 +231,7 @@ def _precision(bundle: Bundle) -> list[str]:
              "no classifier" if accuracy is None
              else f"{number(accuracy.f32)} → {number(accuracy.value)} (n = {accuracy.films})",
              "no classifier" if same is None else f"{same:.2%}", number(gate.same_mask), gate.films,
+             f"{gate.again:.1%}, closer than {number(gate.margin, 2)}" if gate.margin else "none",
              number(gate.speed, 2))
         )  # fmt: skip
         measured = bundle.manifest["precision"]["gates"][name]["measured"]
@@ -250,13 +251,15 @@ def _precision(bundle: Bundle) -> list[str]:
         "same class",
         "Dice of masks with f32's",
         "n",
+        "again in f32",
         "speed",
     )
     return [
         "## Precision\n"
         f"`auto` computes in f32, or in what a processor computes natively and whose gate was passed here: Dice and "
         f"accuracy fall by no more than {MOST_LOST}, at least {LEAST_SAME_CLASS:.1%} of films keep their class, and "
-        f"masks have a Dice of at least {LEAST_SAME_MASK} with those of f32. Speed is that of the networks, as a "
+        f"masks have a Dice of at least {LEAST_SAME_MASK} with those of f32. Films whose two largest logits are closer "
+        f"than a margin, found on training films, are computed again in f32. Speed is that of the networks, as a "
         f"multiple of f32's.\n\n{_table(head, rows)}\n\n{' '.join(notes)}".rstrip()
     ]
 
