@@ -144,6 +144,14 @@ def test_a_film_without_lungs_is_looked_at_again_before_it_is_refused(tmp_path: 
         Analyzer(bundle, precision="int8", margin=0.1).analyze(radiograph(np.ones((300, 300), np.float32)))
 
 
+def test_weights_that_were_replaced_meanwhile_are_not_used(tmp_path: Path) -> None:
+    analyzer = Analyzer(with_int8(tmp_path / "bundle"), precision="int8", margin=99)
+    with (tmp_path / "bundle" / "classifier.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BundleError, match="altered"):
+        analyzer.analyze(radiograph(draw()))
+
+
 def test_everything_can_be_loaded_before_the_files_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUNGSCOPE_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "bundle"

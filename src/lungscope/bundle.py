@@ -49,9 +49,13 @@ class Bundle:
         root = EMBEDDED / "default" if root is None else Path(root)
         document = _read_manifest(root)
         bundle = _parse(root, document)
-        for name, digest in bundle.files.items():
-            _verify(root / name, digest)
+        bundle.verify()
         return bundle
+
+    def verify(self) -> None:
+        """Hold every file against its SHA-256. Raises BundleError for one that is missing or altered."""
+        for name, digest in self.files.items():
+            _verify(self.root / name, digest)
 
     @property
     def weights(self) -> tuple[Weights, ...]:

@@ -176,6 +176,7 @@ class Analyzer:
     def _in_f32(self) -> _Networks:
         with self._lock:
             if self._exact is None:
+                self.bundle.verify()  # its files may have been replaced since
                 with ThreadPoolExecutor() as pool:
                     self._exact = self._load(self._make(precision="f32"), pool)
             return self._exact
