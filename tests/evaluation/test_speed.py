@@ -99,9 +99,10 @@ def test_the_command_measures_and_draws(tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "runtime.json").read_text())
     assert set(result["single_films"]["film.png"]["latency_ms"]) == {"lungscope"}
+    before = {"segmentation, preprocess", "classification, preprocess"}
     stages = {"read", "quality", "segmentation", "classification", "localization", "severity"}
     writers = {"write json", "write png", "write html"}
-    assert set(result["single_films"]["film.png"]["stages_ms"]) == stages | writers
+    assert set(result["single_films"]["film.png"]["stages_ms"]) == stages | writers | before
     assert result["processes"]["lungscope analyze"]["first"]["starts"] == 1
     assert "film.png: lungscope" in done.stdout
     for plot in ("latency.svg", "memory.svg"):

@@ -33,8 +33,10 @@ from lungscope.evaluation.plots import Box, Line, boxes, curves
 from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
 from lungscope.precision import CAPABILITIES, Offered
-from lungscope.radiograph import Pixels
+from lungscope.radiograph import Geometry, Pixels
 from lungscope.readers import read
+from lungscope.report import Report
+from lungscope.stages.classification import lung_view
 from lungscope.writers.folder import DEFAULT_FORMATS, write
 
 #: Calls that are not counted: caches and thread pools are cold in them.
@@ -81,8 +83,9 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> di
 def single_films(
     analyzer: Analyzer, films: Mapping[str, Path], repeats: int, baselines: Mapping[str, Callable[[Path], Any]]
 ) -> dict[str, dict[str, Any]]:
-    """By film: latency of `analyzer` and of `baselines`, path in and result out, and the analyzer's stages, with what
-    it takes to write the result's files beside them."""
+    """By film: latency of `analyzer` and of `baselines`, path in and result out, and the analyzer's stages; beside them
+    what of two stages it takes to bring the film to the network's grid, and what it takes to write the result's files.
+    """
     found = {}
     for name, film in films.items():
         stages: dict[str, Timing] = {}
@@ -92,7 +95,7 @@ def single_films(
         report = analyzer.analyze(film)
         with tempfile.TemporaryDirectory() as folder:
             writers = {f"write {kind}": partial(write, report, Path(folder), [kind]) for kind in DEFAULT_FORMATS}
-            stages |= interleaved(writers, repeats)
+            stages |= interleaved(_preprocessing(analyzer.bundle, report) | writers, repeats)
         height, width = report.film.shape
         found[name] = {
             "height": height,
@@ -101,6 +104,16 @@ def single_films(
             "stages_ms": {stage: timing.to_json() for stage, timing in stages.items()},
         }
     return found
+
+
+def _preprocessing(bundle: Bundle, report: Report) -> dict[str, Callable[[], Any]]:
+    """What stands before a network inside its stage, by stage."""
+    pixels, mask = report.film.pixels, report.lungs.mask
+    geometry = Geometry.letterbox(report.film.shape, bundle.segmenter.size)
+    work: dict[str, Callable[[], Any]] = {"segmentation, preprocess": partial(geometry.to_network, pixels)}
+    if bundle.classifier is not None:
+        work["classification, preprocess"] = partial(lung_view, pixels, mask, bundle.classifier.view)
+    return work
 
 
 def _staged(analyzer: Analyzer, film: Path, stages: dict[str, Timing]) -> None:
