@@ -24,3 +24,13 @@ def test_checklists_of_the_authors_end_the_card(tmp_path: Path) -> None:
     (root / "REPORTING.md").write_text("## CLAIM\n| 44 | None. |\n")
     seal(root, json.loads((root / "manifest.json").read_text()))
     assert model_card(Bundle.load(root)).endswith("## CLAIM\n| 44 | None. |\n")
+
+
+def test_the_data_card_is_part_of_it(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    (root / "DATA_CARD.md").write_text("# Data\n\n| set | terms |\n|---|---|\n| A | CC BY 4.0 |\n")
+    manifest = json.loads((root / "manifest.json").read_text())
+    seal(root, manifest)
+    card = model_card(Bundle.load(root))
+    assert f"## Data\nLicence of the weights: {manifest['licence']}.\n\n| set | terms |" in card
+    assert "| A | CC BY 4.0 |\n\n## " in card and "\n# Data" not in card

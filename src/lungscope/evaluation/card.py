@@ -72,13 +72,12 @@ def _use(bundle: Bundle) -> str:
 
 
 def _data(bundle: Bundle) -> str:
-    where = (
-        f"[{DATA_CARD}]({DATA_CARD}) beside this file: sets, licences, parts, and what to know before believing a "
-        "number"
-        if DATA_CARD in bundle.files
-        else "not stated: this bundle has no data card"
-    )
-    return f"## Data\n{where}."
+    if DATA_CARD not in bundle.files:
+        return "## Data\nNot stated: this bundle has no data card."
+    lines = (bundle.root / DATA_CARD).read_text(encoding="utf-8").strip().splitlines()
+    # Its title gives way to the card's own.
+    text = "\n".join(line for line in lines if not line.startswith("# ")).strip()
+    return f"## Data\nLicence of the weights: {bundle.manifest['licence']}.\n\n{text}"
 
 
 def _training(bundle: Bundle) -> str:
