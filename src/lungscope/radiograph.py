@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -145,10 +144,10 @@ class Geometry:
         return out
 
 
-def in_bands(work: Callable[[Pixels], Result], grid: Pixels, divides: int = 0) -> list[Result]:
-    """What `work` makes of bands of rows of a large `grid` [H, W], from the top, computed side by side; of a small one,
-    the whole. divides: a number that the count of bands, at most one a core, must be a divisor of; 0 is any."""
-    count = next(n for n in range(cores() if grid.size >= _LARGE else 1, 0, -1) if divides % n == 0)
+def in_bands(work: Callable[[Pixels], Result], grid: Pixels) -> list[Result]:
+    """What `work` makes of bands of rows of a large `grid` [H, W], from the top, one a core, computed side by side; of
+    a small one, the whole."""
+    count = cores() if grid.size >= _LARGE else 1
     if count == 1:
         return [work(grid)]
     with ThreadPoolExecutor(count) as pool:
@@ -162,9 +161,7 @@ def _resample(grid: Pixels, size: int) -> Pixels:
     if side < size:
         return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
 
-    def shrink(band: Pixels) -> Pixels:
-        shape = (size, band.shape[0] * size // side)
-        return np.asarray(cv2.resize(band, shape, interpolation=cv2.INTER_AREA), np.float32)
-
-    # OpenCV averages on one core. A band of whole cells comes out as it does in the whole grid.
-    return np.concatenate(in_bands(shrink, grid, math.gcd(side, size)))
+    if grid.size >= _LARGE:
+        # Along rows first, as OpenCV itself does: it shares work out by the result's rows, and a small one has too few.
+        grid = np.asarray(cv2.resize(grid, (size, side), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_AREA), np.float32)
