@@ -231,7 +231,7 @@ def _gate(section: _Section, digests: dict[str, str]) -> Gate:
 
 
 def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> ClassifierSpec:
-    section.keys(required="network file labels bias view temperature conformal")
+    section.keys(required="network file labels bias view temperature conformal", optional="mirror")
     view = section.section("view")
     view.keys(required="input crop margin size", optional="equalised")
     labels = section.texts("labels")
@@ -248,6 +248,7 @@ def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> Cl
         view=ViewSpec(view.choice("input", INPUTS), crop, view.number("margin", 0, 1), view.count("size"), equalised),
         temperature=section.number("temperature", 1e-3, 1e3),
         conformal=None if section.values["conformal"] is None else _conformal(section.section("conformal"), labels),
+        mirror=section.number("mirror", 0, 1e6) if "mirror" in section.values else 0.0,
     )
 
 

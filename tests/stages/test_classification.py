@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from answers import lungs
 
 from bundles import BIAS, write_bundle
 from films import draw, radiograph
+from lungscope.bundle import Bundle
 from lungscope.errors import LungscopeError
 from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Pixels
@@ -59,6 +62,38 @@ def test_the_map_adds_up_to_the_logits(analyzer: Analyzer) -> None:
     np.testing.assert_allclose(answer.probabilities, softmax(answer.logits))
     assert answer.label == answer.labels[int(answer.probabilities.argmax())]
     assert answer.to_json()["probability"] == float(answer.probabilities.max())
+
+
+class Lopsided:
+    """Two classes on a view of 2 x 2: the first one's map counts the right column three times."""
+
+    def __init__(self) -> None:
+        self.seen: list[Pixels] = []
+
+    def __call__(self, inputs: Mapping[str, Pixels]) -> dict[str, Pixels]:
+        image = inputs["image"]
+        self.seen.append(image[0, 0].copy())
+        cam = np.concatenate([image * np.float32([1, 3]), np.zeros_like(image)], axis=1)
+        return {"logits": cam.mean((2, 3)) + np.float32([0, 1]), "cam": cam}
+
+
+@pytest.mark.parametrize(("mirror", "mirrored"), [(0.0, False), (0.25, False), (0.26, True), (100.0, True)])
+def test_a_close_view_is_shown_as_its_mirror_image_too(mirror: float, mirrored: bool, tmp_path: Path) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path))
+    assert bundle.classifier is not None and bundle.classifier.mirror == 0
+    view = ViewSpec("lungs", False, 0.0, 2)
+    spec = replace(bundle.classifier, labels=("A", "B"), bias=(0.0, 1.0), view=view, conformal=None, mirror=mirror)
+    film, network = radiograph(np.float32([[0, 1], [0, 0]])), Lopsided()
+    answer = Classifier(spec, network).classify(film, lungs(np.ones((2, 2), np.bool_), np.zeros((2, 2), np.bool_)))
+    assert answer.mirrored is answer.to_json()["mirrored"] is mirrored
+    assert len(network.seen) == 1 + mirrored
+    # 3 / 4 against 1 as it is, 1 / 4 against 1 mirrored; both maps have their evidence where the film is bright.
+    assert answer.logits.tolist() == ([0.5, 1] if mirrored else [0.75, 1])
+    assert answer.cam[0].tolist() == [[0, 2 if mirrored else 3], [0, 0]]
+    np.testing.assert_allclose(answer.cam.mean((1, 2)) + answer.bias, answer.logits)
+    assert answer.lead == pytest.approx(0.5 if mirrored else 0.25)
+    if mirrored:
+        assert network.seen[1].tolist() == [[1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(

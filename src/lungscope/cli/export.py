@@ -37,6 +37,14 @@ def export(
     classifier: Annotated[
         Path | None, typer.Option("--classifier", help="A classifier's run, or a bundle: its classifier.")
     ] = None,
+    mirror: Annotated[
+        float,
+        typer.Option(
+            "--mirror",
+            min=0,
+            help="Logits: where the largest leads by less, the mirror image is classified, too, and the mean counts.",
+        ),
+    ] = 0.0,
     pool: Annotated[str, typer.Option("--pool", help="How members are pooled: mean, union, vote.")] = "mean",
     segmenter_size: Annotated[
         int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")
@@ -76,6 +84,7 @@ def export(
         version=version,
         pool=pool,
         segmenter_size=segmenter_size,
+        mirror=mirror,
         papers={path.name: path.read_text(encoding="utf-8") for path in paper or []}
         | ({} if controls is None else {CONTROLS: _controls(controls)}),
     )

@@ -92,6 +92,8 @@ class ClassifierSpec:
 
     temperature: divides the logits before softmax (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     conformal: None where none was fitted; the classifier then never abstains.
+    mirror: logits; a view on which the largest leads by less than this is shown as its mirror image, too, and the mean
+    of both answers counts. 0 never is.
     """
 
     weights: Weights
@@ -100,6 +102,7 @@ class ClassifierSpec:
     view: ViewSpec
     temperature: float
     conformal: Conformal | None
+    mirror: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Classification:
 
     labels: K names. logits, bias: f32 [K]. probabilities: f32 [K], softmax(logits / temperature).
     cam: f32 [K, h, w] in logit units over the field of view of `geometry`; mean over the cells + bias = logits.
-    label: the most probable one, also where `abstained`.
+    label: the most probable one, also where `abstained`. mirrored: whether logits and cam are the mean of two answers,
+    to the view and to its mirror image (`ClassifierSpec.mirror`).
     """
 
     labels: tuple[str, ...]
@@ -121,6 +125,7 @@ class Classification:
     view: ViewSpec
     temperature: float
     conformal: Conformal | None
+    mirrored: bool = False
 
     @property
     def index(self) -> int:
@@ -130,8 +135,7 @@ class Classification:
     @property
     def lead(self) -> float:
         """How far the largest logit is above the next one."""
-        second, first = np.partition(self.logits, -2)[-2:]
-        return float(first - second)
+        return lead(self.logits)
 
     @property
     def conformal_set(self) -> tuple[str, ...] | None:
@@ -156,6 +160,7 @@ class Classification:
             "conformal_set": None if self.conformal_set is None else list(self.conformal_set),
             "conformal_coverage": None if self.conformal is None else self.conformal.coverage,
             "temperature": self.temperature,
+            "mirrored": self.mirrored,
             "input": self.view.input,
         }
 
@@ -171,14 +176,11 @@ class Classifier:
         """Classify a film by its lungs. Raises LungscopeError if the network answers with NaN or infinity."""
         spec = self._spec
         image, geometry = lung_view(film.pixels, lungs.mask, spec.view)
-        result = self._network({"image": image[None, None]})
-        logits, cam = result["logits"][0], result["cam"][0]
-        if not (np.isfinite(logits).all() and np.isfinite(cam).all()):
-            raise LungscopeError(
-                f"The network {spec.weights.network} answered with numbers that are not finite. Try --device cpu; "
-                "`lungscope doctor` tests the installation.",
-                code="not-finite",
-            )
+        logits, cam = self._answer(image)
+        mirrored = lead(logits) < spec.mirror
+        if mirrored:
+            other, flipped = self._answer(np.ascontiguousarray(image[:, ::-1]))
+            logits, cam = _mean(logits, other), _mean(cam, flipped[..., ::-1])
         probabilities = softmax(logits / np.float32(spec.temperature))
         best = int(np.argmax(probabilities))
         return Classification(
@@ -192,7 +194,30 @@ class Classifier:
             view=spec.view,
             temperature=spec.temperature,
             conformal=spec.conformal,
+            mirrored=mirrored,
         )
+
+    def _answer(self, image: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits f32 [K] and cam f32 [K, h, w] of a view f32 [S, S]."""
+        result = self._network({"image": image[None, None]})
+        logits, cam = result["logits"][0], result["cam"][0]
+        if not (np.isfinite(logits).all() and np.isfinite(cam).all()):
+            raise LungscopeError(
+                f"The network {self._spec.weights.network} answered with numbers that are not finite. Try --device "
+                "cpu; `lungscope doctor` tests the installation.",
+                code="not-finite",
+            )
+        return logits, cam
+
+
+def _mean(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray((one + other) / 2, np.float32)
+
+
+def lead(logits: NDArray[np.float32]) -> float:
+    """How far the largest of K logits is above the next one."""
+    second, first = np.partition(logits, -2)[-2:]
+    return float(first - second)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lungscope.bundle import Bundle
@@ -16,7 +17,7 @@ from lungscope.errors import BundleError, MissingExtraError
 from lungscope.radiograph import Geometry, Pixels
 from lungscope.readers import read
 from lungscope.runtime import Weights
-from lungscope.stages.classification import lung_view
+from lungscope.stages.classification import lead, lung_view
 from lungscope.stages.segmentation import Mask, pool, split
 from lungscope.training.networks import SEGMENTERS, build_classifier, build_segmenter
 from lungscope.training.weights import load_weights
@@ -61,15 +62,25 @@ class Eager:
         """A film's class, lungs bool [H, W], and Grad-CAM's map f32 [H, W] in 0..1 inside them."""
         mask, view, crop = self._view(path)
         cam = self._cam(torch.from_numpy(view)[None, None], targets=None)[0]
-        label = self._spec.labels[int(self._cam.outputs[0].argmax())]
-        return label, mask, np.where(mask, crop.to_source(cam), np.float32(0))
+        logits = self._cam.outputs[0].detach().numpy()
+        if lead(logits) < self._spec.mirror:
+            mirror = np.ascontiguousarray(view[:, ::-1])
+            cam = (cam + self._cam(torch.from_numpy(mirror)[None, None], targets=None)[0][:, ::-1]) / 2
+            logits = np.asarray((logits + self._cam.outputs[0].detach().numpy()) / 2, np.float32)
+        return self._spec.labels[int(logits.argmax())], mask, np.where(mask, crop.to_source(cam), np.float32(0))
 
     def classify(self, path: Path) -> tuple[str, Mask]:
         """A film's class and lungs bool [H, W], without a map."""
         mask, view, _ = self._view(path)
-        with torch.inference_mode():
-            logits = self._cam.model(torch.from_numpy(view)[None, None])[0]
+        logits = self._logits(view)
+        if lead(logits) < self._spec.mirror:
+            logits = np.asarray((logits + self._logits(np.ascontiguousarray(view[:, ::-1]))) / 2, np.float32)
         return self._spec.labels[int(logits.argmax())], mask
+
+    def _logits(self, view: Pixels) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self._cam.model(torch.from_numpy(view)[None, None])[0].numpy()
+        return logits
 
     def _view(self, path: Path) -> tuple[Mask, Pixels, Geometry]:
         """A film's lungs, and what the classifier is shown."""

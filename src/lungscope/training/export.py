@@ -217,13 +217,15 @@ def export_bundle(
     segmenter_size: int | None = None,
     temperature: float = 1.0,
     conformal: Conformal | None = None,
+    mirror: float = 0.0,
     papers: dict[str, str] | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing one that is there, and return it as the package itself loads it.
 
     films: f32 [N, 1, S, S] in 0..1, real ones, for the parity gates; resized to each network's grid.
-    papers: further text files by name (data card, metrics, licence). Raises BundleError where a gate fails.
+    mirror: see `ClassifierSpec`. papers: further text files by name (data card, metrics, licence). Raises BundleError
+    where a gate fails.
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise BundleError(f"{out} exists and is no bundle (no {MANIFEST}), so it is not replaced. Name another folder")
@@ -259,7 +261,7 @@ def export_bundle(
         }
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
-                classifier, folder / "classifier.onnx", films, temperature, conformal
+                classifier, folder / "classifier.onnx", films, temperature, conformal, mirror
             )
         for paper, text in (papers or {}).items():
             write_text(folder / paper, text)
@@ -318,7 +320,12 @@ def amend_bundle(
 
 
 def _export_classifier(
-    trained: Trained, path: Path, films: NDArray[np.float32], temperature: float, conformal: Conformal | None
+    trained: Trained,
+    path: Path,
+    films: NDArray[np.float32],
+    temperature: float,
+    conformal: Conformal | None,
+    mirror: float,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     facts = trained.facts
     size, labels, name = int(facts["size"]), list(facts["labels"]), facts["network"]
@@ -336,6 +343,7 @@ def _export_classifier(
         "view": asdict(view),
         "temperature": temperature,
         "conformal": None if conformal is None else _conformal(conformal),
+        "mirror": mirror,
     }, differences
 
 
