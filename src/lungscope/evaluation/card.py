@@ -63,6 +63,12 @@ def _use(bundle: Bundle) -> str:
                 if spec.conformal is None
                 else ", calibrated, and a conformal set"
             )
+            + (
+                f"; where the two largest logits are closer than {spec.mirror:g}, the mean of its answers to the view "
+                "and to its mirror image counts"
+                if spec.mirror
+                else ""
+            )
             + "; a heat map shows what spoke for the class, and severity is derived from it. "
         )
     return text + (

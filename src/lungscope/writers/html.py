@@ -334,6 +334,11 @@ def _facts(document: dict[str, Any]) -> str:
         ("Bundle", escape(f"{run['bundle']['name']} {run['bundle']['version']}")),
         *((name, f"<code>{escape(digest)}</code>") for name, digest in run["bundle"]["weights"].items()),
         ("Device, precision", escape(f"{run['device']}, {run['precision']}")),
+        *(
+            [("Close call", "the mirror image was classified, too; the mean of both answers counts")]
+            if (document["classification"] or {}).get("mirrored")
+            else []
+        ),
         ("Versions", escape(", ".join(f"{name} {version}" for name, version in run["versions"].items()))),
         ("Time by stage", escape(", ".join(f"{stage} {ms:.0f} ms" for stage, ms in run["timings_ms"].items()))),
     ]
