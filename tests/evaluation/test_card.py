@@ -34,3 +34,12 @@ def test_the_data_card_is_part_of_it(tmp_path: Path) -> None:
     card = model_card(Bundle.load(root))
     assert f"## Data\nLicence of the weights: {manifest['licence']}.\n\n| set | terms |" in card
     assert "| A | CC BY 4.0 |\n\n## " in card and "\n# Data" not in card
+
+
+def test_the_card_says_which_views_are_mirrored(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert "mirror image" not in model_card(Bundle.load(root))
+    manifest["classifier"]["mirror"] = 1.5
+    seal(root, manifest)
+    assert "two largest logits are closer than 1.5, the mean of its answers" in model_card(Bundle.load(root))

@@ -130,6 +130,13 @@ def test_the_page_says_the_important_things_in_order(report: Report) -> None:
     assert "Check before" not in page(report)
 
 
+def test_a_close_call_is_named(report: Report) -> None:
+    answer = report.classification
+    assert answer is not None and "Close call" not in page(report)
+    mirrored = replace(report, classification=replace(answer, mirrored=True))
+    assert "the mirror image was classified, too" in page(mirrored)
+
+
 def test_the_page_says_which_classes_are_not_ruled_out(report: Report) -> None:
     answer = report.classification
     assert answer is not None
