@@ -23,6 +23,8 @@ MOST_LOST = 0.002
 #: The least share of films with f32's class, and the least mean Dice with f32's masks.
 LEAST_SAME_CLASS = 0.998
 LEAST_SAME_MASK = 0.995
+#: How many times as fast as f32 auto wants it: for less, numbers need not be other ones.
+LEAST_SPEED = 1.2
 #: Differences of such numbers are exact to this.
 _EXACT = 1e-9
 
@@ -157,8 +159,10 @@ def _fastest(device: str, capabilities: Collection[str], offered: Offered, machi
             passed_over.append(f"{name}: its gate was not measured for this bundle")
         elif not gate.passed:
             passed_over.append(f"{name}: its gate failed, {gate.failures[0]}")
-        elif gate.speed <= 1:
-            passed_over.append(f"{name}: it was no faster than f32 where its gate was measured")
+        elif gate.speed < LEAST_SPEED:
+            passed_over.append(
+                f"{name}: {gate.speed:.2f} times as fast as f32 where its gate was measured, less than {LEAST_SPEED}"
+            )
         else:
             found[name] = gate
     if not found:
