@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from time import perf_counter
 
 import cv2
@@ -73,7 +72,8 @@ class Analyzer:
         keep_freed_memory()
         self._given = find_lungs
         self._exact: _Networks | None = None
-        self._lock = Lock()
+        # One thread computes again: an infer request, and its memory, is one thread's.
+        self._again = ThreadPoolExecutor(1)
         with ThreadPoolExecutor() as pool:
             pool.submit(runtime.version)  # imports OpenVINO while the bundle is verified
             self.bundle = (
@@ -117,7 +117,7 @@ class Analyzer:
     def load_all(self) -> None:
         """Load what else is only loaded when a film needs it: the networks in f32, where some are computed again."""
         if self.margin:
-            self._in_f32()
+            self._again.submit(self._in_f32).result()
 
     def analyze(self, film: Radiograph | Path | str, *, progress: Callable[[str], None] | None = None) -> Report:
         """Analyse one film, given as a path or already read. Raises InputError for one that can not be used.
@@ -171,15 +171,15 @@ class Analyzer:
             lungs, classification = self._networks.examine(film, clock)
             if classification is None or classification.lead >= self.margin:
                 return lungs, classification, self.precision
-        return *self._in_f32().examine(film, clock), "f32"
+        return *self._again.submit(lambda: self._in_f32().examine(film, clock)).result(), "f32"
 
     def _in_f32(self) -> _Networks:
-        with self._lock:
-            if self._exact is None:
-                self.bundle.verify()  # its files may have been replaced since
-                with ThreadPoolExecutor() as pool:
-                    self._exact = self._load(self._make(precision="f32"), pool)
-            return self._exact
+        """For the thread of `_again` alone."""
+        if self._exact is None:
+            self.bundle.verify()  # its files may have been replaced since
+            with ThreadPoolExecutor() as pool:
+                self._exact = self._load(self._make(precision="f32", streams=None), pool)
+        return self._exact
 
     def _load(self, engine: runtime.Runtime, pool: ThreadPoolExecutor) -> _Networks:
         def compiled(weights: runtime.Weights, *outputs: str) -> runtime.Network:

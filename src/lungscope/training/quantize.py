@@ -30,7 +30,7 @@ from lungscope.training.export import amend_bundle
 
 #: Films that ranges are measured on.
 FILMS = 200
-#: Films that the margin of a precision is measured on: it is set by one film in 500.
+#: Films that the margin of a precision is measured on: it is set by one film in 200.
 MARGIN_FILMS = 1000
 
 Images = NDArray[np.float32]
