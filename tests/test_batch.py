@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundles import write_bundle
+from bundles import with_int8, write_bundle
 from films import draw, save
 from lungscope.batch import AHEAD, in_order, run_films
 from lungscope.pipeline import Analyzer
@@ -152,3 +152,10 @@ def test_tables_alone_go_on_too(analyzer: Analyzer, tmp_path: Path) -> None:
     assert run_films(analyzer, films, out, ["csv"], resume=True)["kept"] == 5
     assert (out / "results.csv").read_text() == table
     assert {path.name for path in out.iterdir()} == {"results.jsonl", "results.csv", "run.json"}
+
+
+def test_a_run_lets_go_of_what_close_calls_needed(tmp_path: Path) -> None:
+    analyzer = Analyzer(with_int8(tmp_path / "bundle"), precision="int8", margin=99)
+    films = [save(tmp_path / f"{n}.png", draw()) for n in range(3)]
+    assert run_films(analyzer, films, tmp_path / "out", ["csv"])["done"] == 3
+    assert analyzer._exact is None

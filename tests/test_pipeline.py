@@ -161,3 +161,14 @@ def test_everything_can_be_loaded_before_the_files_are_gone(tmp_path: Path, monk
     shutil.rmtree(root)
     shutil.rmtree(tmp_path / "cache")
     assert analyzer.analyze(radiograph(draw())).run.precision == "f32"
+
+
+def test_what_was_loaded_late_is_let_go_of_and_comes_back(tmp_path: Path) -> None:
+    analyzer = Analyzer(with_int8(tmp_path / "bundle"), precision="int8", margin=99)
+    first = analyzer.analyze(radiograph(draw())).to_json()
+    assert analyzer._exact is not None
+    analyzer.release()
+    assert analyzer._exact is None
+    again = analyzer.analyze(radiograph(draw())).to_json()
+    assert first.pop("run")["precision"] == again.pop("run")["precision"] == "f32"
+    assert first == again

@@ -36,6 +36,13 @@ def keep_freed_memory(most: int | None = 2**28) -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
 
 
+def give_back_memory() -> None:
+    """Give freed memory back to the system, with glibc; others do as they like."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def processor() -> dict[str, Any]:
     """The processor's name, its cores that this process may use, and the vector extensions that matter here."""
     name, flags = platform.processor(), set[str]()

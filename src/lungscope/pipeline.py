@@ -18,7 +18,7 @@ import numpy as np
 from lungscope import __version__, runtime
 from lungscope.bundle import Bundle
 from lungscope.errors import LungscopeError, QualityError
-from lungscope.hardware import keep_freed_memory
+from lungscope.hardware import give_back_memory, keep_freed_memory
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.report import Failure, Report, RunInfo
@@ -119,6 +119,11 @@ class Analyzer:
         if self.margin:
             self._again.submit(self._in_f32).result()
 
+    def release(self) -> None:
+        """Let go of what `load_all` loads, and of its memory; a film that needs it loads it again."""
+        if self.margin:
+            self._again.submit(self._forget).result()
+
     def analyze(self, film: Radiograph | Path | str, *, progress: Callable[[str], None] | None = None) -> Report:
         """Analyse one film, given as a path or already read. Raises InputError for one that can not be used.
 
@@ -177,9 +182,13 @@ class Analyzer:
         """For the thread of `_again` alone."""
         if self._exact is None:
             self.bundle.verify()  # its files may have been replaced since
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(1) as pool:  # a file at a time: while it is read its weights are there twice
                 self._exact = self._load(self._make(precision="f32", streams=None), pool)
         return self._exact
+
+    def _forget(self) -> None:
+        self._exact = None
+        give_back_memory()
 
     def _load(self, engine: runtime.Runtime, pool: ThreadPoolExecutor) -> _Networks:
         def compiled(weights: runtime.Weights, *outputs: str) -> runtime.Network:
