@@ -72,7 +72,7 @@ class Analyzer:
         keep_freed_memory()
         self._given = find_lungs
         self._exact: _Networks | None = None
-        # One thread computes again: an infer request, and its memory, is one thread's.
+        # One thread runs the networks that compute again: an infer request, and its memory, is one thread's.
         self._again = ThreadPoolExecutor(1)
         with ThreadPoolExecutor() as pool:
             pool.submit(runtime.version)  # imports OpenVINO while the bundle is verified
@@ -117,7 +117,7 @@ class Analyzer:
     def load_all(self) -> None:
         """Load what else is only loaded when a film needs it: the networks in f32, where some are computed again."""
         if self.margin:
-            self._again.submit(self._in_f32).result()
+            self._in_f32()
 
     def release(self) -> None:
         """Let go of what `load_all` loads, and of its memory; a film that needs it loads it again."""
@@ -176,23 +176,36 @@ class Analyzer:
             lungs, classification = self._networks.examine(film, clock)
             if classification is None or classification.lead >= self.margin:
                 return lungs, classification, self.precision
-        return *self._again.submit(lambda: self._in_f32().examine(film, clock)).result(), "f32"
+        return *self._in_f32().examine(film, clock), "f32"
 
     def _in_f32(self) -> _Networks:
-        """For the thread of `_again` alone."""
+        return self._again.submit(self._load_exact).result()
+
+    def _load_exact(self) -> _Networks:
         if self._exact is None:
             self.bundle.verify()  # its files may have been replaced since
             with ThreadPoolExecutor(1) as pool:  # a file at a time: while it is read its weights are there twice
-                self._exact = self._load(self._make(precision="f32", streams=None), pool)
+                self._exact = self._load(self._make(precision="f32", streams=None), pool, self._alone)
         return self._exact
+
+    def _alone(self, network: runtime.Network) -> runtime.Network:
+        return lambda inputs: self._again.submit(network, inputs).result()
 
     def _forget(self) -> None:
         self._exact = None
         give_back_memory()
 
-    def _load(self, engine: runtime.Runtime, pool: ThreadPoolExecutor) -> _Networks:
+    def _load(
+        self,
+        engine: runtime.Runtime,
+        pool: ThreadPoolExecutor,
+        made: Callable[[runtime.Network], runtime.Network] = lambda network: network,
+    ) -> _Networks:
+        """The bundle's networks, compiled in `pool`; `made` of each."""
+
         def compiled(weights: runtime.Weights, *outputs: str) -> runtime.Network:
-            return engine.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8)
+            found = engine.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8)
+            return made(found)
 
         spec, find_lungs = self.bundle.classifier, self._given
         network = None if spec is None else pool.submit(compiled, spec.weights, "logits", "cam")
