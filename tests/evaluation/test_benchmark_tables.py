@@ -232,6 +232,8 @@ def test_the_same_results_give_the_same_bytes(kind: Kind, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("folder", sorted({path.parents[1] for path in RESULTS.glob("*/*/*-seed*.json")}), ids=str)
 def test_the_pages_in_docs_are_made_of_the_results_beside_them(folder: Path, tmp_path: Path) -> None:
+    if (folder / "latency.json").exists():
+        shutil.copy(folder / "latency.json", tmp_path)
     for kind in ("segmentation", "classification"):
         if (folder / kind).is_dir():
             shutil.copytree(folder / kind, tmp_path / kind)
