@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -89,17 +88,17 @@ def run_films(
     names = dict(zip(films, folder_names(films), strict=True))
     workers = workers or cores()
 
-    def one(known: Mapping[str, str], film: Path) -> dict[str, Any] | None:
-        path, folder = str(film), names[film]
-        if path in known:
-            with suppress(OSError):
-                if sha256_of(film) == known[path]:
-                    return None
-        result = _finish(film, next(analyzer.analyze_many([film])), out / folder, of_films, new_study)
-        return row(result, folder if of_films else None)
-
     def entries(known: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
-        yield from in_order(partial(one, known), _until(stop, films), workers)
+        def one(film: Path) -> dict[str, Any] | None:
+            path, folder = str(film), names[film]
+            if path in known:
+                with suppress(OSError):
+                    if sha256_of(film) == known[path]:
+                        return None
+            result = _finish(film, next(analyzer.analyze_many([film])), out / folder, of_films, new_study)
+            return row(result, folder if of_films else None)
+
+        yield from in_order(one, _until(stop, films), workers)
         analyzer.release()  # tables come now, with memory of their own
 
     folders = {str(film): name if of_films else None for film, name in names.items()}

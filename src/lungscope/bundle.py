@@ -240,12 +240,18 @@ def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> Cl
         section.fail(f"labels are {list(labels)}; at least two, all different, are needed")
     if len(bias) != len(labels):
         section.fail(f"'bias' has {len(bias)} numbers for {len(labels)} labels")
-    crop, equalised = (view.truth(key) if key in view.values else False for key in ("crop", "equalised"))
+    equalised = "equalised" in view.values and view.truth("equalised")
     return ClassifierSpec(
         weights=weights(section),
         labels=labels,
         bias=bias,
-        view=ViewSpec(view.choice("input", INPUTS), crop, view.number("margin", 0, 1), view.count("size"), equalised),
+        view=ViewSpec(
+            input=view.choice("input", INPUTS),
+            crop=view.truth("crop"),
+            margin=view.number("margin", 0, 1),
+            size=view.count("size"),
+            equalised=equalised,
+        ),
         temperature=section.number("temperature", 1e-3, 1e3),
         conformal=None if section.values["conformal"] is None else _conformal(section.section("conformal"), labels),
         mirror=section.number("mirror", 0, 1e6) if "mirror" in section.values else 0.0,

@@ -76,8 +76,7 @@ def find_margin(
             return None
         if first.classification is None or second.classification is None:
             return None
-        label = second.classification.index
-        return _ahead(second.classification.logits, label) - _ahead(first.classification.logits, label)
+        return second.classification.lead - _ahead(first.classification.logits, second.classification.index)
 
     moved = []
     for done, shift in enumerate(in_order(one, paths), 1):

@@ -153,7 +153,7 @@ def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None
 def _histogram(pixels: Pixels) -> NDArray[np.float32]:
     """How many pixels [H, W] in 0..1 are nearest to each of `LEVELS` levels, f32 [LEVELS]."""
     # OpenCV counts whole numbers twice as fast as fractions, and rounds as it scales.
-    levels = cv2.multiply(pixels, float(LEVELS - 1), dtype=cv2.CV_16U)  # type: ignore[call-overload]  # takes numbers
+    levels = cv2.addWeighted(pixels, LEVELS - 1, pixels, 0, 0, dtype=cv2.CV_16U)
     return np.asarray(cv2.calcHist([levels], [0], None, [LEVELS], [0, LEVELS]), np.float32).ravel()
 
 
