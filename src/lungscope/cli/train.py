@@ -22,6 +22,7 @@ from lungscope.training.engine import Hardware
 from lungscope.training.films import rank_and_world_size
 from lungscope.training.recipe import Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
+from lungscope.training.weights import imagenet_weights
 
 app = typer.Typer(
     no_args_is_help=True, help="Train a segmenter or a classifier. The same command goes on with a run cut off."
@@ -35,6 +36,9 @@ Network = Annotated[str | None, typer.Option("--network", help="Train this netwo
 Seed = Annotated[int, typer.Option("--seed")]
 Initial = Annotated[
     Path | None, typer.Option("--initial", help="Start from these weights: a run's .safetensors or a bundle's .onnx.")
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Start from weights trained on ImageNet (extra `imagenet`).")
 ]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Devices = Annotated[int, typer.Option("--devices", min=1)]
@@ -53,6 +57,7 @@ def segmenter(
     network: Network = None,
     seed: Seed = 0,
     initial: Initial = None,
+    pretrained: Pretrained = False,
     encoder: Annotated[
         Path | None, typer.Option("--encoder", help="Start the encoder alone, from a segmenter with the same encoder.")
     ] = None,
@@ -64,11 +69,13 @@ def segmenter(
     json_: Json = False,
 ) -> None:
     """Train a lung segmenter on the films that have a lung mask."""
-    if initial is not None and encoder is not None:
-        raise UsageError("--initial and --encoder both say what to start from. Give one of them.")
+    if (initial is not None) + (encoder is not None) + pretrained > 1:
+        raise UsageError("--initial, --encoder and --pretrained each say what to start from. Give one of them.")
     _log_to_terminal()
+    chosen = _recipe(recipe, network)
+    initial = imagenet_weights(chosen.network) if pretrained else initial
     weights = train_segmenter(
-        _recipe(recipe, network),
+        chosen,
         _open(data, split),
         out,
         seed=seed,
@@ -99,6 +106,7 @@ def classifier(
     model: Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")] = None,
     seed: Seed = 0,
     initial: Initial = None,
+    pretrained: Pretrained = False,
     accelerator: Accelerator = "auto",
     devices: Devices = 1,
     num_nodes: Nodes = 1,
@@ -107,6 +115,8 @@ def classifier(
     json_: Json = False,
 ) -> None:
     """Train a classifier on segmented lungs, or on one of the controls (whole film, background only)."""
+    if initial is not None and pretrained:
+        raise UsageError("--initial and --pretrained both say what to start from. Give one of them.")
     _log_to_terminal()
     look_up(input_, INPUTS, what="input")
     shown: Input = next(known for known in INPUTS if known == input_)
@@ -118,7 +128,7 @@ def classifier(
         out,
         view=view_spec(shown, chosen, crop, equalised=equalise),
         seed=seed,
-        initial=initial,
+        initial=imagenet_weights(chosen.network) if pretrained else initial,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
     )
     _finish(weights, json_)

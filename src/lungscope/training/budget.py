@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lungscope.errors import RecipeError, look_up
-from lungscope.evaluation.benchmark import Cell, Kind
+from lungscope.evaluation.benchmark import PAPER_CLASSIFIERS, PAPER_SEGMENTERS, Cell, Kind
 from lungscope.stages.classification import INPUTS
 from lungscope.stages.segmentation import POOLS
-from lungscope.training.networks import CLASSIFIERS, SEGMENTERS
 from lungscope.training.recipe import Recipe, changed, load_recipe, load_toml, read_table
 
-NETWORKS: dict[Kind, tuple[str, ...]] = {"segmentation": tuple(SEGMENTERS), "classification": tuple(CLASSIFIERS)}
+NETWORKS: dict[Kind, tuple[str, ...]] = {
+    "segmentation": tuple(PAPER_SEGMENTERS),
+    "classification": tuple(PAPER_CLASSIFIERS),
+}
 
 
 @dataclass(frozen=True)

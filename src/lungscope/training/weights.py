@@ -1,8 +1,10 @@
-"""Trained weights as files: safetensors with a JSON of facts beside them, and the ONNX files of a bundle read back."""
+"""Trained weights as files: safetensors with a JSON of facts beside them, the ONNX files of a bundle read back, and the
+packages that carry weights trained on ImageNet."""
 
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lungscope.errors import RecipeError
-from lungscope.training.networks import load_resized
+from lungscope.errors import RecipeError, look_up, needs
+from lungscope.training.networks import CLASSIFIERS, IMAGENET, load_resized
 
 #: Under which name an exported graph holds the network whose outputs it wraps.
 PREFIX = "network."
@@ -34,13 +36,28 @@ def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     beside.replace(path.with_suffix(".json"))
 
 
+def imagenet_weights(network: str) -> Path:
+    """The file of ImageNet's weights for a classifier, or for a segmenter's encoder, by its name.
+
+    Raises RecipeError where there are none, MissingExtraError where the package is not installed.
+    """
+    encoder = network if network in CLASSIFIERS else network.rpartition("-")[2]
+    row = IMAGENET[look_up(encoder, IMAGENET, what="network with ImageNet weights", error=RecipeError)]
+    with needs(f"{network} from ImageNet's weights", "imagenet"):
+        return Path(str(resources.files(row.package) / row.file))
+
+
 def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) -> None:
     """Load weights into `network`, resizing what depends on the input size.
 
-    path: `.safetensors` of a run, or `.onnx` of a bundle; parameters that the exported graph does not use stay as they
-    are. encoder_only: take a segmenter's encoder and leave the decoder as it is. Raises RecipeError for a file of
-    another network, encoder or number of classes.
+    path: `.safetensors` of a run; `.onnx` of a bundle, where parameters that the exported graph does not use stay as
+    they are; or `.pth` of `imagenet_weights`, where the last layer and a segmenter's decoder do. encoder_only: take a
+    segmenter's encoder and leave the decoder as it is. Raises RecipeError for a file of another network, encoder or
+    number of classes.
     """
+    if path.suffix == ".pth":
+        network.load_state_dict({**network.state_dict(), **_imagenet_state(path, network)})
+        return
     onnx_file = path.suffix == ".onnx"
     state = _state_in(path) if onnx_file else load_file(path)
     if encoder_only:
@@ -53,6 +70,25 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
         load_resized(network, state)
     except RuntimeError as error:
         raise RecipeError(f"{path} does not fit this network: {_first_lines(error)}") from error
+
+
+def _imagenet_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """Weights in the order of `network`'s own, a segmenter's encoder's, without the 1000 classes.
+
+    The first kernel is summed over the three colours, which in a grey film are equal. ImageNet's inputs lie in -1..1
+    and ours in 0..1: what that shifts and scales behind the first kernel, its batch norm takes out again.
+    """
+    own = network.state_dict()
+    # The last two are the weight and bias of the classes; an encoder may end before them.
+    names = [name for name in own if name.startswith(ENCODER)] or list(own)[:-2]
+    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())[:-2]
+    if len(tensors) < len(names):
+        raise RecipeError(f"{path} holds {len(tensors)} tensors; this network has {len(names)}")
+    found = dict(zip(names, tensors, strict=False))
+    found[names[0]] = found[names[0]].sum(1, keepdim=True)
+    if wrong := [name for name, tensor in found.items() if tensor.shape != own[name].shape]:
+        raise RecipeError(f"{path} does not hold the weights of this network: {', '.join(wrong[:3])} differ in shape")
+    return found
 
 
 def _state_in(path: Path) -> dict[str, Tensor]:
