@@ -9,12 +9,12 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from films import draw
-from lungscope.training.networks import build_classifier, build_segmenter, head_of
+from lungscope.training.networks import CLASSIFIERS, build_classifier, build_segmenter, head_of
 from lungscope.training.weights import save_weights
 
 CLASSES = 3
 #: The smallest side that each classifier is tested at.
-SMALL = {"coatnet0": 64, "xception": 64, "resnet50": 64, "inceptionresnetv2": 96}
+SMALL = {name: 96 if name == "inceptionresnetv2" else 64 for name in CLASSIFIERS}
 
 
 def blotches(n: int, size: int) -> torch.Tensor:

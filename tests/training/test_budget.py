@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from lungscope.errors import RecipeError
-from lungscope.evaluation.benchmark import Cell
+from lungscope.evaluation.benchmark import PAPER_CLASSIFIERS, PAPER_SEGMENTERS, Cell
 from lungscope.training.budget import load_budget
-from lungscope.training.networks import CLASSIFIERS, SEGMENTERS
 from lungscope.training.recipe import shipped
 
 PAPER_ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
@@ -43,13 +42,13 @@ def test_a_shipped_budget_has_the_papers_tables(name: str) -> None:
     budget = load_budget(name)
     cells = list(budget.cells("segmentation"))
     plain = [cell.network for cell in cells if cell.variant is None]
-    assert sorted(plain) == sorted(SEGMENTERS)
+    assert sorted(plain) == sorted(PAPER_SEGMENTERS)
     assert budget.segmentation.ensemble == PAPER_ENSEMBLE
     assert [cell.variant for cell in cells if cell.network == "ensemble"] == ["mean", "union", "vote"]
     varied = {(cell.network, cell.variant) for cell in cells if cell.variant and cell.network != "ensemble"}
     assert len(varied) == 6 and all(network.endswith("mobilenetv2") for network, _ in varied)
     shown = {(c.network, c.input) for c in budget.cells("classification") if c.variant is None}
-    assert shown == {(network, view) for network in CLASSIFIERS for view in ("lungs", "image", "background")}
+    assert shown == {(network, view) for network in PAPER_CLASSIFIERS for view in ("lungs", "image", "background")}
 
 
 def test_an_ensemble_comes_right_after_its_members(tmp_path: Path) -> None:

