@@ -128,7 +128,7 @@ def test_imagenets_weights_of_another_network_are_refused() -> None:
     network = build_classifier("efficientnetlite0", classes=3, size=SIZE)
     with pytest.raises(RecipeError, match="does not hold the weights of this network"):
         load_weights(network, imagenet_weights("efficientnetlite2"))
-    with pytest.raises(RecipeError, match="holds [0-9]+ tensors"):
+    with pytest.raises(RecipeError, match=r"holds [0-9]+ tensors"):
         load_weights(build_classifier("resnet50", classes=3, size=SIZE), imagenet_weights("efficientnetlite0"))
 
 
