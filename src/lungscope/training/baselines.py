@@ -23,7 +23,14 @@ from lungscope.training.networks import SEGMENTERS, build_classifier, build_segm
 from lungscope.training.weights import load_weights
 
 #: The layer whose output the head pools.
-LAYERS = {"coatnet0": "norm", "xception": "act4", "resnet50": "layer4", "inceptionresnetv2": "conv2d_7b"}
+LAYERS = {
+    "coatnet0": "norm",
+    "xception": "act4",
+    "resnet50": "layer4",
+    "inceptionresnetv2": "conv2d_7b",
+    "efficientnetlite0": "bn2",
+    "efficientnetlite2": "bn2",
+}
 
 
 class Eager:
