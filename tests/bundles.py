@@ -58,8 +58,8 @@ def write_classifier(
     nodes = [
         helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[cell, cell], strides=[cell, cell]),
         helper.make_node("Conv", ["cells", "slope", "offset"], ["cam"], kernel_shape=[1, 1]),
-        helper.make_node("ReduceMean", ["cam"], ["mean"], axes=[2, 3], keepdims=0),
-        helper.make_node("Add", ["mean", "bias"], ["logits"]),
+        helper.make_node("ReduceMean", ["cam"], ["/mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("Add", ["/mean", "bias"], ["logits"]),
     ]
     weights = {
         "slope": np.asarray(slope, np.float32).reshape(-1, 1, 1, 1),

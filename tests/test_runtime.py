@@ -44,6 +44,16 @@ def test_a_graph_computes_what_it_says(graph: Path, batch: int | None, count: in
     np.testing.assert_allclose(result["logits"], logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_step_that_does_nothing_keeps_its_name(tmp_path: Path, batch: int | None) -> None:
+    write_classifier(tmp_path / "c.onnx", bias=(0.0,) * len(BIAS))
+    image = np.random.default_rng(0).random((1, 1, SIZE, SIZE), dtype=np.float32)
+    for _ in range(2):  # compiled, and out of the cache
+        network = Runtime("cpu").compile(tmp_path / "c.onnx", outputs=("logits", "cam"), batch=batch, cache_key="zero")
+        result = network({"image": image})
+        np.testing.assert_allclose(result["logits"], result["cam"].mean((2, 3)), atol=1e-4)
+
+
 def test_results_are_not_overwritten_by_the_next_call(graph: Path) -> None:
     network = Runtime("cpu").compile(graph, batch=1)
     first = network({"image": np.zeros((1, 1, SIZE, SIZE), np.float32)})["logits"]

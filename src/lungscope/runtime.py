@@ -131,7 +131,7 @@ class Runtime:
         try:
             model = self._core.read_model(path)
             inputs = {port.get_any_name(): port for port in model.inputs}
-            _check(path, inputs, [port.get_any_name() for port in model.outputs], outputs)
+            _check(path, inputs, {name for port in model.outputs for name in port.get_names()}, outputs)
             if batch is not None:
                 shape = inputs["image"].get_partial_shape()
                 shape[0] = batch
@@ -275,7 +275,9 @@ def _check(path: Path, inputs: Iterable[str], outputs: Iterable[str], needed: tu
 
 def _infer(request: openvino.InferRequest, inputs: Mapping[str, NDArray[np.float32]]) -> Arrays:
     results = request.infer(dict(inputs), share_inputs=True)
-    return {port.get_any_name(): np.asarray(value, np.float32) for port, value in results.items()}
+    arrays = ((port, np.asarray(value, np.float32)) for port, value in results.items())
+    # Where OpenVINO leaves a step out (adding a bias of 0), its output has that step's name and the one before's.
+    return {name: array for port, array in arrays for name in port.get_names()}
 
 
 @dataclass(frozen=True)

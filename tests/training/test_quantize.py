@@ -152,7 +152,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
     [
         (Quantizer((("nowhere", 0),), 256, np.float32(0), np.float32(1)), "there is no input 0 of 'nowhere'"),
         (Quantizer((("cam", 7),), 256, np.float32(0), np.float32(1)), "there is no input 7 of 'cam'"),
-        (Quantizer((("cam", 0), ("mean", 0)), 256, np.float32(0), np.float32(1)), "have different sources"),
+        (Quantizer((("cam", 0), ("/mean", 0)), 256, np.float32(0), np.float32(1)), "have different sources"),
         (Quantizer((("cam", 0),), 256, np.zeros((5, 5), np.float32), np.ones((5, 5), np.float32)), "'cam' takes"),
     ],
 )
