@@ -22,7 +22,7 @@ from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError
 from lungscope.pipeline import Analyzer
-from lungscope.precision import INT8_MACHINES, Offered
+from lungscope.precision import CAPABILITIES, INT8_MACHINES, Offered
 from lungscope.quantization import Quantization, Quantizer
 from lungscope.runtime import Quantized, Runtime
 from lungscope.training.export import SegmenterGraph, store_as_f16, to_onnx
@@ -205,7 +205,8 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> No
 
 
 @pytest.mark.slow
-def test_from_a_bundle_to_its_gates(tmp_path: Path) -> None:
+def test_from_a_bundle_to_its_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CAPABILITIES, "f16", "that no processor has")
     rng = np.random.default_rng(0)
     names = ("COVID", "Normal")
     parts = ("train", "train", "val", "val")
