@@ -60,6 +60,7 @@ def processor() -> dict[str, Any]:
         "avx512_vnni",
         "avx_vnni",
         "avx512_bf16",
+        "avx512_fp16",
         "amx_bf16",
         "amx_int8",
         "asimd",
