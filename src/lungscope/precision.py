@@ -23,8 +23,8 @@ MOST_LOST = 0.002
 #: The least share of films with f32's class, and the least mean Dice with f32's masks.
 LEAST_SAME_CLASS = 0.998
 LEAST_SAME_MASK = 0.995
-#: How many times as fast as f32 auto wants networks to be, close calls included: for less, a film that is computed twice
-#: need not wait twice as long, nor the networks of both precisions take up memory.
+#: How many times as fast as f32 auto wants networks to be, close calls included. For less it is not worth that a film
+#: that is computed twice waits longer than in f32, and that the networks of both precisions take up memory.
 LEAST_SPEED = 1.5
 #: Differences of such numbers are exact to this.
 _EXACT = 1e-9
