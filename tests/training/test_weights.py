@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_imagenets_weights_of_another_network_are_refused() -> None:
         load_weights(network, imagenet_weights("efficientnetlite2"))
     with pytest.raises(RecipeError, match=r"holds [0-9]+ tensors"):
         load_weights(build_classifier("resnet50", classes=3, size=SIZE), imagenet_weights("efficientnetlite0"))
+
+
+@pytest.mark.parametrize("content", [b"no tensors", pickle.dumps({"run": Path}), None])
+def test_a_pth_file_of_something_else_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "mine.pth"
+    if content is None:
+        torch.save(["a", "b"], path)
+    else:
+        path.write_bytes(content)
+    network = build_classifier("efficientnetlite0", classes=3, size=SIZE)
+    with pytest.raises(RecipeError, match=r"mine\.pth (can not be read as tensors alone|holds 0 tensors)"):
+        load_weights(network, path)
 
 
 def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ packages that carry weights trained on ImageNet."""
 from __future__ import annotations
 
 import json
+import logging
+import pickle
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from lungscope.errors import RecipeError, look_up, needs
 from lungscope.training.networks import CLASSIFIERS, IMAGENET, load_resized
+
+log = logging.getLogger(__name__)
 
 #: Under which name an exported graph holds the network whose outputs it wraps.
 PREFIX = "network."
@@ -44,7 +48,9 @@ def imagenet_weights(network: str) -> Path:
     encoder = network if network in CLASSIFIERS else network.rpartition("-")[2]
     row = IMAGENET[look_up(encoder, IMAGENET, what="network with ImageNet weights", error=RecipeError)]
     with needs(f"{network} from ImageNet's weights", "imagenet"):
-        return Path(str(resources.files(row.package) / row.file))
+        path = Path(str(resources.files(row.package) / row.file))
+    log.info("starting from ImageNet's weights: %s, %s", row.source, row.licence)
+    return path
 
 
 def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) -> None:
@@ -81,7 +87,12 @@ def _imagenet_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
     own = network.state_dict()
     # The last two are the weight and bias of the classes; an encoder may end before them.
     names = [name for name in own if name.startswith(ENCODER)] or list(own)[:-2]
-    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())[:-2]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RecipeError(f"{path} can not be read as tensors alone. Give .safetensors or .onnx") from error
+    values = state.values() if isinstance(state, dict) else ()
+    tensors = [value for value in values if isinstance(value, Tensor)][:-2]
     if len(tensors) < len(names):
         raise RecipeError(f"{path} holds {len(tensors)} tensors; this network has {len(names)}")
     found = dict(zip(names, tensors, strict=False))
