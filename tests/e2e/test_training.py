@@ -44,7 +44,8 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
 
     segmenter, recipe = trained_segmenter(tmp_path / "segmenter", SIZE), tmp_path / "recipe.toml"
     # The shipped recipe, for twelve films.
-    recipe.write_text((RECIPES / "classifier-control.toml").read_text().replace("batch = 32", "batch = 4"))
+    text = (RECIPES / "classifier-control.toml").read_text()
+    recipe.write_text(text.replace("batch = 32", "batch = 4").replace("size = 96", "size = 64"))
     bundles = {}
     run("export", "--segmenter", segmenter, *data, "--name", "lungs", "--no-metrics", "--out", tmp_path / "lungs")
     for shown in ("lungs", "background"):
