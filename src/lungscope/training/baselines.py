@@ -19,18 +19,8 @@ from lungscope.readers import read
 from lungscope.runtime import Weights
 from lungscope.stages.classification import lead, lung_view
 from lungscope.stages.segmentation import Mask, pool, split
-from lungscope.training.networks import SEGMENTERS, build_classifier, build_segmenter
+from lungscope.training.networks import CLASSIFIERS, SEGMENTERS, build_classifier, build_segmenter
 from lungscope.training.weights import load_weights
-
-#: The layer whose output the head pools.
-LAYERS = {
-    "coatnet0": "norm",
-    "xception": "act4",
-    "resnet50": "layer4",
-    "inceptionresnetv2": "conv2d_7b",
-    "efficientnetlite0": "bn2",
-    "efficientnetlite2": "bn2",
-}
 
 
 class Eager:
@@ -52,7 +42,7 @@ class Eager:
         self._spec = bundle.classifier
         self._segmenters = [self.network(member) for member in bundle.segmenter.members]
         classifier = self.network(bundle.classifier.weights)
-        layer = classifier.get_submodule(LAYERS[bundle.classifier.weights.network])
+        layer = classifier.get_submodule(CLASSIFIERS[bundle.classifier.weights.network].layer)
         self._cam = GradCAM(classifier, target_layers=[layer])
 
     def network(self, weights: Weights) -> nn.Module:

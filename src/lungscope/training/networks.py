@@ -40,6 +40,8 @@ class ClassifierRow:
 
     timm_name: str
     head: str
+    layer: str
+    """The layer whose output the head pools: Grad-CAM's target."""
     sized: bool = False
     """True where the network is built for one input size (relative position tables)."""
     smallest: int = STRIDE
@@ -48,12 +50,12 @@ class ClassifierRow:
 
 #: The paper's four classifiers (paper, Table 4), and two more.
 CLASSIFIERS: dict[str, ClassifierRow] = {
-    "coatnet0": ClassifierRow("coatnet_0_rw_224", "head.fc", sized=True),
-    "xception": ClassifierRow("legacy_xception", "fc"),
-    "resnet50": ClassifierRow("resnet50", "fc"),
-    "inceptionresnetv2": ClassifierRow("inception_resnet_v2", "classif", smallest=96),
-    "efficientnetlite0": ClassifierRow("efficientnet_lite0", "classifier"),
-    "efficientnetlite2": ClassifierRow("efficientnet_lite2", "classifier"),
+    "coatnet0": ClassifierRow("coatnet_0_rw_224", "head.fc", "norm", sized=True),
+    "xception": ClassifierRow("legacy_xception", "fc", "act4"),
+    "resnet50": ClassifierRow("resnet50", "fc", "layer4"),
+    "inceptionresnetv2": ClassifierRow("inception_resnet_v2", "classif", "conv2d_7b", smallest=96),
+    "efficientnetlite0": ClassifierRow("efficientnet_lite0", "classifier", "bn2"),
+    "efficientnetlite2": ClassifierRow("efficientnet_lite2", "classifier", "bn2"),
 }
 
 
@@ -113,9 +115,11 @@ def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, d
 
 
 def _set_epsilon(network: nn.Module, name: str) -> None:
-    for module in network.modules():
-        if name in IMAGENET and isinstance(module, nn.BatchNorm2d):
-            module.eps = IMAGENET[name].epsilon
+    """Give the batch norms of what `IMAGENET` has weights for the epsilon that these were trained with."""
+    if name in IMAGENET:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = IMAGENET[name].epsilon
 
 
 def load_resized(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
