@@ -1,4 +1,4 @@
-"""`lungscope data`: import, audit and split data sets."""
+"""`lungscope data`: import, audit and split data sets, and draw masks where there are none."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Stores = Annotated[list[Path], typer.Argument(help="Stores, made by `lungscope data import`.", metavar="STORE...")]
 _PHASES = {
     "unpack": "Unpacking", "check": "Comparing", "read": "Reading", "measure": "Measuring", "verify": "Verifying",
+    "segment": "Segmenting",
 }  # fmt: skip
 #: Status when some films could not be taken and the others were.
 _SOME_FAILED = 1
@@ -129,6 +130,55 @@ def split(
         table.add_row(f"{stratum[0]} / {stratum[1] or 'unlabelled'}", *(f"{n:,}" for n in counts))
     _print_table(table)
     typer.echo(f"Wrote {out}: {facts['films']:,} films in {facts['groups']:,} groups, seed {seed}")
+
+
+@app.command("pseudo-label")
+def pseudo_label(
+    store: Annotated[Path, typer.Argument(help="The store whose films get masks.", metavar="STORE")],
+    dest: Annotated[Path, typer.Argument(help="The store to make of the films that were kept.", metavar="DEST")],
+    split: Annotated[Path, typer.Option(help="STORE's split; films of its train part alone are looked at.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A bundle whose segmenter looks, by name or folder; may be repeated. Default: the default."),
+    ] = None,
+    agree: Annotated[float, typer.Option(help="Least Dice between any two looks at a film.")] = 0.97,
+    per_label: Annotated[int, typer.Option(min=0, help="No more films of a class than that; 0 takes all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the films, where not all are taken.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw lung masks on films that have none, with trained segmenters, and keep those that all looks agree on.
+
+    Each segmenter looks at a film and at its mirror image. DEST is a store to train a segmenter on beside drawn masks;
+    its split lies in it, DEST/split.csv.
+    """
+    from lungscope.bundle import Bundle, locate
+    from lungscope.data.pseudo import pseudo_label as look_at
+    from lungscope.data.split import Split
+    from lungscope.data.store import Store
+
+    bundles = [Bundle.load(locate(name)) for name in model] if model else [Bundle.load(locate(None))]
+    with _progress() as progress:
+        result = look_at(
+            Store.open(store),
+            Split.read(split),
+            bundles,
+            dest,
+            agree=agree,
+            per_label=per_label,
+            seed=seed,
+            progress=lambda done, total: progress("segment", done, total),
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2))
+        return
+    table = Table("class", "films kept")
+    for label, films in sorted(result.kept.items()):
+        table.add_row(label or "unlabelled", f"{films:,}")
+    _print_table(table)
+    reasons = ", ".join(f"{reason} {films:,}" for reason, films in sorted(result.left_out.items()))
+    kept = f"{sum(result.kept.values()):,} of {result.looked_at:,} films kept"
+    typer.echo(f"{result.store}: {kept}; left out: {reasons or 'none'}")
+    typer.echo(f"Its split: {result.split}")
 
 
 def _fractions(text: str) -> tuple[float, float, float]:

@@ -211,15 +211,14 @@ def _thinnest_column(mask: Mask, piece: _Piece) -> int:
     return int(least[np.argmin(np.abs(least - piece.middle))])
 
 
+def dice(a: Mask, b: Mask) -> float:
+    """Overlap of two masks, 2|A∩B| / (|A|+|B|), 0..1; two empty ones overlap by 1."""
+    total = np.count_nonzero(a) + np.count_nonzero(b)
+    return 1.0 if total == 0 else float(2 * np.count_nonzero(a & b) / total)
+
+
 def _agreement(masks: Sequence[Mask]) -> float | None:
-    if len(masks) < 2:
-        return None
-
-    def dice(a: Mask, b: Mask) -> float:
-        total = np.count_nonzero(a) + np.count_nonzero(b)
-        return 1.0 if total == 0 else float(2 * np.count_nonzero(a & b) / total)
-
-    return float(np.mean([dice(a, b) for a, b in combinations(masks, 2)]))
+    return float(np.mean([dice(a, b) for a, b in combinations(masks, 2)])) if len(masks) > 1 else None
 
 
 def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agreement: float | None) -> list[Warning_]:

@@ -1,0 +1,110 @@
+"""Masks drawn by segmenters: kept where all looks agree, for training alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from bundles import write_bundle
+from films import draw
+from lungscope.bundle import Bundle
+from lungscope.cli.data import app
+from lungscope.data.pseudo import pseudo_label
+from lungscope.data.split import Row, Split
+from lungscope.data.store import Store
+from lungscope.errors import DataError, UsageError
+from lungscope.evaluation import metrics
+
+MakeStore = Callable[..., Store]
+SHAPE = (320, 288)
+
+
+@pytest.fixture
+def films(make_store: MakeStore) -> Store:
+    """Two films with lungs, one without, one with a mask, and one for validation."""
+    plain = np.rint(draw(*SHAPE) * 255).astype(np.uint8)
+    pictures = {name: plain + np.uint8(k) for k, name in enumerate(["plain", "second", "masked", "val"])}
+    pictures["blank"] = np.full(SHAPE, 200, np.uint8)
+    return make_store(
+        "films", pictures, labels=dict.fromkeys(pictures, "Normal"), masks={"masked": np.uint8(255) * (plain < 100)}
+    )
+
+
+@pytest.fixture
+def split(films: Store) -> Split:
+    def part(name: str) -> str:
+        return "val" if name == "val" else "train"
+
+    return Split(tuple(Row("films", r.id, r.sha256, r.label, f"g{r.id}", part(r.id)) for r in films.records))
+
+
+def test_films_without_a_mask_in_the_train_part_get_the_lungs_found(films: Store, split: Split, tmp_path: Path) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
+    told: list[tuple[int, int]] = []
+    result = pseudo_label(films, split, [bundle], tmp_path / "drawn", progress=lambda *at: told.append(at))
+    assert (result.looked_at, result.kept) == (3, {"Normal": 2})
+    assert result.left_out == {"lung-area": 1}
+    assert told[-1] == (3, 3)
+
+    store = Store.open(result.store)
+    assert (store.name, store.origin, store.size) == ("drawn", films.origin, films.size)
+    assert sorted(record.id for record in store.records) == ["plain", "second"]
+    for i, record in enumerate(store.records):
+        k = next(k for k, film in enumerate(films.records) if film.id == record.id)
+        assert (store.images[i] == films.images[k]).all()
+        path = store.mask_path_of(record)
+        assert path is not None
+        drawn = np.asarray(Image.open(path))
+        assert drawn.shape == SHAPE
+        assert set(np.unique(drawn)) == {0, 255}
+        truth = draw(*SHAPE) < 0.4
+        assert metrics.dice((drawn > 0)[None], truth[None])[0] > 0.9
+        assert set(np.unique(store.masks[i])) == {0, 255}
+
+    own = Split.read(result.split)
+    assert own.select(store, "train") == [0, 1]
+    assert not own.select(store, "val")
+    assert own.groups_of(store, [0]) == [f"g{store.records[0].id}"]
+    facts = json.loads((result.store / "store.json").read_text())["pseudo_labels"]
+    assert facts["segmenters"] == [[weights.sha256 for weights in bundle.segmenter.members]]
+    assert facts["left_out"] == {"lung-area": 1}
+
+
+def test_segmenters_that_disagree_keep_no_film_and_leave_nothing(films: Store, split: Split, tmp_path: Path) -> None:
+    """The second one calls the soft tissue lung."""
+    alike = Bundle.load(write_bundle(tmp_path / "a"))
+    other = Bundle.load(write_bundle(tmp_path / "b", darks=(0.75,)))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match="none of 3 films was kept"):
+        pseudo_label(films, split, [alike, other], tmp_path / "drawn", agree=0.99)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_more_of_a_label_than_asked_for(films: Store, split: Split, tmp_path: Path) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
+    result = pseudo_label(films, split, [bundle], tmp_path / "drawn", per_label=1, seed=1)
+    assert result.looked_at == 1
+
+
+def test_what_stands_there_is_not_replaced(films: Store, split: Split, tmp_path: Path) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
+    (tmp_path / "drawn").mkdir()
+    with pytest.raises(UsageError, match="exists"):
+        pseudo_label(films, split, [bundle], tmp_path / "drawn")
+    with pytest.raises(UsageError, match=r"agreement 1\.5"):
+        pseudo_label(films, split, [bundle], tmp_path / "other", agree=1.5)
+
+
+def test_command(films: Store, split: Split, tmp_path: Path) -> None:
+    split.write(tmp_path / "s.csv", {})
+    bundle = write_bundle(tmp_path / "bundle")
+    arguments = ["pseudo-label", films.root, tmp_path / "drawn", "--split", tmp_path / "s.csv", "--model", bundle]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    assert "2 of 3 films kept; left out: lung-area 1" in result.stdout
