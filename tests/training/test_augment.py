@@ -63,11 +63,20 @@ def test_opacities_make_lungs_dense_and_spare_the_rest(size: int) -> None:
     lungs = torch.zeros(32, 1, size, size)
     lungs[:, :, size // 5 : -size // 5, size // 6 : size // 2 - 4] = 1
     x = torch.where(lungs > 0, 0.2, 0.6)
-    y = paint_opacities(x, lungs, 1.0)
+    y, covered = paint_opacities(x, lungs, 1.0)
     inside = (y - x)[lungs > 0].view(32, -1).mean(1)
     far = torch.zeros_like(lungs, dtype=torch.bool)
     far[..., -size // 4 :] = True
     assert inside.mean() > 0.08
     assert inside.max() > 0.2
+    assert covered.shape == x.shape
+    assert covered.min() >= 0
+    assert covered.max() <= 1
+    assert covered[far].max() == 0
+    # What is covered more is brighter.
+    per_film = covered[lungs > 0].view(32, -1).mean(1)
+    assert torch.corrcoef(torch.stack([per_film, inside]))[0, 1] > 0.8
     assert torch.equal(y[far], x[far])
-    assert torch.equal(paint_opacities(x, lungs, 0.0), x)
+    none, uncovered = paint_opacities(x, lungs, 0.0)
+    assert torch.equal(none, x)
+    assert uncovered.max() == 0

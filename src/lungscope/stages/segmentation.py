@@ -33,6 +33,8 @@ PLAUSIBLE_RATIO = 0.35
 PLAUSIBLE_SOLIDITY = 0.6
 #: Lungs that lie on more than this share of a border are cut off by it.
 CUT_OFF = 0.05
+#: The shorter side, in pixels, on which plausibility is looked at: a larger film is thinned out to it.
+_CHECKED = 256
 #: Members whose masks overlap less than this (mean pairwise Dice) disagree.
 AGREEMENT = 0.9
 
@@ -228,7 +230,7 @@ def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agree
     def warn(code: str, message: str) -> None:
         found.append(Warning_(code=code, message=message, stage="segmentation"))
 
-    step = max(1, min(pixels.shape) // 512)
+    step = max(1, min(pixels.shape) // _CHECKED)
     film = np.ascontiguousarray(pixels[::step, ::step])
     right, left = (np.ascontiguousarray(lung[::step, ::step]) for lung in (right, left))
     mask = right | left

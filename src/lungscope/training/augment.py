@@ -87,9 +87,9 @@ def smooth_noise(n: int, size: int, cells: int, like: Tensor) -> Tensor:
     return field / field.std((1, 2, 3), keepdim=True)
 
 
-def paint_opacities(x: Tensor, lungs: Tensor, chance: float) -> Tensor:
+def paint_opacities(x: Tensor, lungs: Tensor, chance: float) -> tuple[Tensor, Tensor]:
     """Paint synthetic disease into films [N, 1, S, S], guided by lung masks [N, 1, S, S] in 0..1; the masks stay as
-    they are.
+    they are. Returns the films, and how much of what was there is covered, [N, 1, S, S] in 0..1.
 
     Three kinds, mixed at random: patches with soft borders (consolidation), a faint field over most of a lung (ground
     glass), and a level that rises from the base (effusion). Each is as bright as soft tissue of the same film and
@@ -102,7 +102,7 @@ def paint_opacities(x: Tensor, lungs: Tensor, chance: float) -> Tensor:
     reach = F.avg_pool2d(widened, 2 * (size // 32) + 1, 1, size // 32, count_include_pad=False)
 
     field = smooth_noise(n, size, int(torch.randint(3, 9, ())), x)
-    level = uniform(n, -1.2, 0.6, x).view(shape)
+    level = uniform(n, -1.2, 1.4, x).view(shape)
     patches = torch.sigmoid((field - level) * uniform(n, 3, 10, x).view(shape))
     veil = torch.sigmoid(smooth_noise(n, size, 3, x) * 2 + 2) * uniform(n, 0.5, 1.0, x).view(shape)
     rows = torch.linspace(0, 1, size, device=x.device).view(1, 1, size, 1)
@@ -113,11 +113,13 @@ def paint_opacities(x: Tensor, lungs: Tensor, chance: float) -> Tensor:
     side = torch.where(pick < 0.25, side, torch.where(pick < 0.5, 1 - side, torch.ones_like(side)))
     kind = torch.rand(n, device=x.device).view(shape)
     alpha = torch.where(kind < 0.5, patches, torch.where(kind < 0.75, veil, effusion))
-    alpha = alpha * side * reach * uniform(n, 0.6, 1.0, x).view(shape)
+    # Faint ones, too, but dense ones more often.
+    alpha = alpha * side * reach * uniform(n, 0.03, 1.0, x).sqrt().view(shape)
+    alpha = alpha * (torch.rand(n, device=x.device) < chance).view(shape)
 
     tissue = (1 - widened) * (x > 0.05)
     mean = ((x * tissue).sum((1, 2, 3)) / tissue.sum((1, 2, 3)).clamp_min(1)).view(shape)
     tone = (mean * uniform(n, 0.95, 1.3, x).view(shape)).clamp(0.3, 0.95)
     texture = tone * (1 + 0.08 * smooth_noise(n, size, max(4, size // 8), x) + 0.10 * smooth_noise(n, size, 6, x))
     painted = (x * (1 - alpha) + texture.clamp(0, 1) * alpha).clamp(0, 1)
-    return torch.where((torch.rand(n, device=x.device) < chance).view(shape), torch.maximum(painted, x * 0.8), x)
+    return torch.maximum(painted, x * 0.8), alpha

@@ -26,7 +26,7 @@ from lungscope.errors import BundleError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
 from lungscope.stages.classification import Conformal
-from lungscope.training.networks import build_classifier, build_segmenter, features, head_of
+from lungscope.training.networks import build_classifier, build_segmenter, features, finds_opacity, head_of
 from lungscope.training.views import view_facts, view_of
 from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
@@ -45,14 +45,16 @@ STORED_TOLERANCE = 2e-2
 
 
 class SegmenterGraph(nn.Module):
-    """image f32 [N, 1, S, S] in 0..1 → probability f32 [N, 1, S, S]. The networks take 0..1 as it is."""
+    """image f32 [N, 1, S, S] in 0..1 → probability f32 [N, 1, S, S], and opacity f32 [N, 1, S, S] of a network that
+    finds it. The networks take 0..1 as it is."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.sigmoid(self.network(image))
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        maps = torch.sigmoid(self.network(image))
+        return (maps[:, :1], maps[:, 1:]) if maps.shape[1] > 1 else maps
 
 
 class ClassifierGraph(nn.Module):
@@ -244,9 +246,8 @@ def export_bundle(
             network = build_segmenter(trained.facts["network"])
             load_weights(network, trained.weights)
             file = "segmenter.onnx" if len(segmenters) == 1 else f"segmenter-{number}.onnx"
-            differences[file] = export_graph(
-                SegmenterGraph(network), folder / file, _resized(films, size), ["probability"]
-            )
+            outputs = ["probability", "opacity"] if finds_opacity(trained.facts["network"]) else ["probability"]
+            differences[file] = export_graph(SegmenterGraph(network), folder / file, _resized(films, size), outputs)
             members.append({"network": trained.facts["network"], "file": file})
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -259,6 +260,8 @@ def export_bundle(
             "segmenter": {"members": members, "pool": pool, "threshold": 0.5, "size": size, "labels": ["lung"]},
             "classifier": None,
         }
+        if all(finds_opacity(trained.facts["network"]) for trained in segmenters):
+            document["segmenter"]["opacity"] = True
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
                 classifier, folder / "classifier.onnx", films, temperature, conformal, mirror

@@ -13,23 +13,28 @@ from torch.utils.data import Dataset, Sampler
 
 from lungscope.data.store import Store
 from lungscope.stages.classification import equalised
+from lungscope.stages.severity import NORMAL
 
 
-class MaskedFilms(Dataset[tuple[Tensor, Tensor, int]]):
-    """Films that have a lung mask: (film u8 [1, S, S], mask u8 [1, S, S] 0/255, index of the store)."""
+class MaskedFilms(Dataset[tuple[Tensor, Tensor, int, bool]]):
+    """Films that have a lung mask: (film u8 [1, S, S], mask u8 [1, S, S] 0/255, index of the store, whether its lungs
+    are clear, which those of the class Normal are). Strata are the classes of each store."""
 
     def __init__(self, chosen: Sequence[tuple[Store, Sequence[int]]]) -> None:
         self.stores = [store for store, _ in chosen]
         self.items = [(s, i) for s, (store, indices) in enumerate(chosen) for i in indices if store.records[i].mask]
-        self.strata = [s for s, _ in self.items]
+        kinds = [(s, self.stores[s].records[i].label) for s, i in self.items]
+        number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
+        self.strata = [number[kind] for kind in kinds]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, int, bool]:
         s, i = self.items[n]
         store = self.stores[s]
-        return torch.from_numpy(store.images[i][None].copy()), torch.from_numpy(store.masks[i][None].copy()), s
+        film, mask = (torch.from_numpy(array[i][None].copy()) for array in (store.images, store.masks))
+        return film, mask, s, store.records[i].label == NORMAL
 
 
 class LabelledViews(Dataset[tuple[Tensor, int]]):

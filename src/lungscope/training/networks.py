@@ -33,6 +33,10 @@ ENCODERS = {
 }
 SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS for e in ENCODERS}
 
+#: What ends the name of a segmenter that also says how opaque the lungs are, place by place.
+OPACITY = "-opacity"
+SEGMENTERS |= {f"linknet-efficientnetlite2{OPACITY}": ("linknet", "efficientnetlite2")}
+
 
 @dataclass(frozen=True)
 class ClassifierRow:
@@ -88,14 +92,21 @@ IMAGENET = {"efficientnetlite0": _lite(0, "57934424"), "efficientnetlite2": _lit
 
 
 def build_segmenter(name: str) -> nn.Module:
-    """A segmenter: f32 [N, 1, S, S] in 0..1 → logits f32 [N, 1, S, S].
+    """A segmenter: f32 [N, 1, S, S] in 0..1 → logits f32 [N, 1, S, S] of lung; where `finds_opacity`, f32 [N, 2, S, S],
+    of lung and of opacity.
 
     Raises RecipeError for a name that is not in `SEGMENTERS`.
     """
     decoder, encoder = SEGMENTERS[look_up(name, SEGMENTERS, what="segmenter", error=RecipeError)]
-    network: nn.Module = DECODERS[decoder](ENCODERS[encoder], encoder_weights=None, in_channels=1, classes=1)
+    maps = 2 if finds_opacity(name) else 1
+    network: nn.Module = DECODERS[decoder](ENCODERS[encoder], encoder_weights=None, in_channels=1, classes=maps)
     _set_epsilon(network.get_submodule("encoder"), encoder)
     return network
+
+
+def finds_opacity(name: str) -> bool:
+    """Whether a segmenter has a second map, of how opaque the lungs are."""
+    return name.endswith(OPACITY)
 
 
 def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, drop_path: float = 0.0) -> nn.Module:

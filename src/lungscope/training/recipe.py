@@ -89,7 +89,7 @@ KINDS = {
 class Recipe:
     """See the fields of the shipped files for what each one is for.
 
-    balance: draw each epoch's films evenly over stores (segmenter) or labels (classifier); `natural` takes every film
+    balance: draw each epoch's films evenly over the labels of each store; `natural` takes every film
     once, but for the last ones where they do not fill a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages. batch_norm_momentum: the weight of the newest batch in these averages; 0 is the network's own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +19,64 @@ from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Phase, Recipe
 
+#: Weight of the opacity map's loss beside the lung map's.
+OPACITY_WEIGHT = 0.3
+
+
+class Target(NamedTuple):
+    """lung: f32 [N, 1, S, S] 0 or 1. covered: f32 [N, 1, S, S] 0..1, how much a painted opacity hides. clear: bool [N],
+    whether there was no opacity before."""
+
+    lung: Tensor
+    covered: Tensor
+    clear: Tensor
+
 
 class SegmenterTask(Task):
     """Binary segmentation; logs `val_loss`, `val_dice` (strict, mean over films, mean over stores) and one for each
-    store."""
+    store.
+
+    A network with a second map learns on clear lungs how much of each place a painted opacity covers.
+    """
 
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int, stores: list[str]) -> None:
         super().__init__(network, recipe, phase, seed)
         self.stores = stores
         self.dice: dict[int, list[Tensor]] = defaultdict(list)
 
-    def prepare(self, batch: Any, *, train: bool) -> tuple[Tensor, Tensor]:
-        films, masks, _ = batch
+    def prepare(self, batch: Any, *, train: bool) -> tuple[Tensor, Target]:
+        films, masks, _, clear = batch
         x, mask = to_float(films, self.phase.size), to_float(masks, self.phase.size)
+        covered = torch.zeros_like(x)
         if train:
             spec = self.recipe.augment
             both = warp(torch.cat([x, mask], 1), random_affine(len(x), spec, x), spec.fill)
             x, mask = both[:, :1], both[:, 1:]
             if spec.opacity:
-                x = paint_opacities(x, mask, spec.opacity)
+                x, covered = paint_opacities(x, mask, spec.opacity)
             x = random_tone(x, spec)
-        return x, (mask >= 0.5).float()
+        return x, Target((mask >= 0.5).float(), covered, clear)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = F.binary_cross_entropy_with_logits(output, target)
+    def loss(self, output: Tensor, target: Target) -> Tensor:
+        lung, truth = output[:, :1], target.lung
+        loss = F.binary_cross_entropy_with_logits(lung, truth)
         if self.recipe.loss == "bce+dice":
-            p = output.sigmoid()
-            overlap = (p * target).sum((1, 2, 3))
-            loss = loss + (1 - (2 * overlap + 1) / (p.sum((1, 2, 3)) + target.sum((1, 2, 3)) + 1)).mean()
+            p = lung.sigmoid()
+            overlap = (p * truth).sum((1, 2, 3))
+            loss = loss + (1 - (2 * overlap + 1) / (p.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)).mean()
+        if output.shape[1] > 1:
+            known = truth * target.clear.to(truth.dtype).view(-1, 1, 1, 1)
+            each = F.binary_cross_entropy_with_logits(output[:, 1:], target.covered, reduction="none")
+            loss = loss + OPACITY_WEIGHT * (each * known).sum() / known.sum().clamp_min(1)
         return loss
 
     def validation_step(self, batch: Any, index: int) -> None:
         x, target = self.prepare(batch, train=False)
         output = self.forward_network(x)
         self.log("val_loss", self.loss(output, target), batch_size=len(x), sync_dist=True)
-        found = output > 0
-        overlap = 2 * (found * target).sum((1, 2, 3))
-        dice = overlap / (found.sum((1, 2, 3)) + target.sum((1, 2, 3))).clamp_min(1)
+        found, truth = output[:, :1] > 0, target.lung
+        overlap = 2 * (found * truth).sum((1, 2, 3))
+        dice = overlap / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1)
         for s in batch[2].unique().tolist():
             self.dice[s].append(dice[batch[2] == s])
 

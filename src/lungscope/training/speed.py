@@ -40,7 +40,7 @@ from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import LabelledViews, MaskedFilms
 from lungscope.training.networks import CLASSIFIERS, SEGMENTERS, build_classifier, build_segmenter
 from lungscope.training.recipe import Phase, Recipe, changed, load_recipe
-from lungscope.training.segmenter import SegmenterTask
+from lungscope.training.segmenter import SegmenterTask, Target
 
 #: Sides and number of the files that `write_films` writes: films of public data sets are of about this side.
 SIDE, FILES = 299, 32
@@ -242,7 +242,10 @@ def _plain(job: Job, steps: int, pipe: Connection) -> None:
     while True:
         for x, target in loader:
             optimizer.zero_grad()
-            loss = task.loss(network(x.to(device)), target.to(device))
+            target = target.to(device)
+            if films.masks:
+                target = Target(target, torch.zeros_like(target), torch.zeros(len(target), dtype=torch.bool))
+            loss = task.loss(network(x.to(device)), target)
             torch.autograd.backward(loss)
             optimizer.step()
             turns.done()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lungscope.errors import RecipeError, look_up, needs
-from lungscope.training.networks import CLASSIFIERS, IMAGENET, load_resized
+from lungscope.training.networks import IMAGENET, SEGMENTERS, load_resized
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 PREFIX = "network."
 #: What the names of a segmenter's encoder begin with, whatever its decoder (segmentation-models-pytorch).
 ENCODER = "encoder."
+#: And the last layer of its decoder, one row a map.
+MAPS = "segmentation_head."
 #: What marks a tensor that is stored as f16 and cast back when the graph is loaded.
 HALF = ".f16"
 
@@ -45,7 +47,7 @@ def imagenet_weights(network: str) -> Path:
 
     Raises RecipeError where there are none, MissingExtraError where the package is not installed.
     """
-    encoder = network if network in CLASSIFIERS else network.rpartition("-")[2]
+    encoder = SEGMENTERS[network][1] if network in SEGMENTERS else network
     row = IMAGENET[look_up(encoder, IMAGENET, what="network with ImageNet weights", error=RecipeError)]
     with needs(f"{network} from ImageNet's weights", "imagenet"):
         path = Path(str(resources.files(row.package) / row.file))
@@ -58,7 +60,8 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
 
     path: `.safetensors` of a run; `.onnx` of a bundle, where parameters that the exported graph does not use stay as
     they are; or `.pth` of `imagenet_weights`, where the last layer and a segmenter's decoder do. encoder_only: take a
-    segmenter's encoder and leave the decoder as it is. Raises RecipeError for a file of another network, encoder or
+    segmenter's encoder and leave the decoder as it is. Weights of a segmenter that finds lungs alone fit one that finds
+    opacity, too, whose second map stays as it is. Raises RecipeError for a file of another network, encoder or
     number of classes.
     """
     if path.suffix == ".pth":
@@ -72,6 +75,10 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
             raise RecipeError(f"{path} holds no encoder. Give the weights of a segmenter")
     if onnx_file or encoder_only:
         state = {**network.state_dict(), **state}
+    own = network.state_dict()
+    for name, tensor in state.items():
+        if name.startswith(MAPS) and name in own and len(tensor) == 1 < len(own[name]):
+            state[name] = torch.cat([tensor.to(own[name].dtype), own[name][1:]])
     try:
         load_resized(network, state)
     except RuntimeError as error:
