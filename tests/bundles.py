@@ -28,21 +28,22 @@ BIAS = (-0.5, 1.0, -0.25)
 DARK = 0.55
 
 
-def write_segmenter(path: Path, *, dark: float = DARK, steep: float = 40, size: int = SIZE) -> None:
-    """probability = sigmoid(steep * (dark - mean of the 5 x 5 neighbourhood)); steep < 0 takes what is bright."""
+def write_segmenter(
+    path: Path, *, dark: float = DARK, steep: float = 40, size: int = SIZE, opacity: bool = False
+) -> None:
+    """probability = sigmoid(steep * (dark - mean of the 5 x 5 neighbourhood)); steep < 0 takes what is bright.
+    opacity: that mean itself, where asked for."""
     nodes = [
         helper.make_node("AveragePool", ["image"], ["smooth"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
         helper.make_node("Sub", ["dark", "smooth"], ["below"]),
         helper.make_node("Mul", ["below", "steep"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["probability"]),
     ]
-    _save(
-        path,
-        nodes,
-        {"dark": np.float32(dark), "steep": np.float32(steep)},
-        size,
-        {"probability": ["N", 1, size, size]},
-    )
+    outputs = {"probability": ["N", 1, size, size]}
+    if opacity:
+        nodes.append(helper.make_node("Identity", ["smooth"], ["opacity"]))
+        outputs["opacity"] = ["N", 1, size, size]
+    _save(path, nodes, {"dark": np.float32(dark), "steep": np.float32(steep)}, size, outputs)
 
 
 def write_classifier(
@@ -81,13 +82,14 @@ def write_bundle(
     thresholds: Sequence[float] | None = (0.5, 0.5, 0.5),
     crop: bool = True,
     steep: float = 40,
+    opacity: bool = False,
 ) -> Path:
     """Write a whole, valid bundle with one segmenter for each of `darks` (its own notion of dark)."""
     root.mkdir(parents=True, exist_ok=True)
     members = []
     for number, dark in enumerate(darks):
         name = f"segmenter{number}.onnx" if number else "segmenter.onnx"
-        write_segmenter(root / name, dark=dark, steep=steep)
+        write_segmenter(root / name, dark=dark, steep=steep, opacity=opacity)
         members.append({"network": f"threshold-{dark}", "file": name})
     document: dict[str, Any] = {
         "schema_version": "2",
@@ -100,6 +102,8 @@ def write_bundle(
         "segmenter": {"members": members, "pool": pool, "threshold": threshold, "size": SIZE, "labels": ["lung"]},
         "classifier": None,
     }
+    if opacity:
+        document["segmenter"]["opacity"] = True
     if classifier:
         write_classifier(root / "classifier.onnx")
         document["classifier"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import lungscope
-from bundles import BIAS, with_int8, write_bundle
+from bundles import BIAS, seal, with_int8, write_bundle
 from films import draw, radiograph, save
 from lungscope.errors import BundleError, InputError, QualityError
 from lungscope.pipeline import Analyzer
@@ -37,6 +38,31 @@ def test_opacities_raise_the_severity_of_their_zones(analyzer: Analyzer) -> None
     assert zone is not None
     assert zone.score >= 2
     assert [ill.zones[name].score for name in "ADEF"] == [0, 0, 0, 0]
+
+
+def test_a_segmenter_that_finds_opacity_tells_severity_and_nothing_else(tmp_path: Path) -> None:
+    """Its map here is the film's own grey: all of a lung is above the limit, an opacity or none."""
+    film = radiograph(draw(opacities=[(0.72, 0.28, 0.13)]))
+    plain = Analyzer(write_bundle(tmp_path / "plain")).analyze(film)
+    report = Analyzer(write_bundle(tmp_path / "both", opacity=True)).analyze(film)
+    assert report.lungs.opacity is not None
+    assert report.lungs.opacity.map.shape == (64, 64)
+    assert (report.lungs.mask == plain.lungs.mask).all()
+    assert report.severity is not None
+    assert plain.severity is not None
+    assert report.severity.basis == "opacity"
+    assert plain.severity.basis == "evidence"
+    assert report.severity.total == 18
+    assert report.severity.evidence == plain.severity.evidence
+
+
+def test_a_segmenter_without_the_map_that_its_bundle_claims_is_refused(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    document = json.loads((root / "manifest.json").read_text())
+    document["segmenter"]["opacity"] = True
+    seal(root, document)
+    with pytest.raises(BundleError, match="opacity"):
+        Analyzer(root)
 
 
 def test_a_bundle_without_a_classifier_only_segments(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ def test_what_is_masked_leaves_no_trace() -> None:
     np.testing.assert_array_equal(geometry.masked(film, mask), geometry.to_network(film * mask))
 
 
+@pytest.mark.parametrize(("shape", "cells"), [((90, 70), 6), ((64, 64), 64), ((301, 480), 224)])
+def test_a_map_at_some_places_is_the_whole_map_there(shape: tuple[int, int], cells: int) -> None:
+    geometry = Geometry.letterbox(shape, 32)
+    grid = RANDOM.random((cells, cells), dtype=np.float32)
+    rows, columns = np.arange(3, shape[0], 4), np.arange(0, shape[1], 3)
+    found = geometry.at(grid, rows, columns)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, geometry.to_source(grid)[np.ix_(rows, columns)], atol=1e-5)
+
+
 @pytest.mark.parametrize("pixels", [(), ((3, 5),), ((0, 1), (6, 2)), ((2, 0), (2, 8))])
 def test_a_box_holds_what_is_set_and_no_more(pixels: tuple[tuple[int, int], ...]) -> None:
     mask = np.zeros((7, 9), np.bool_)

@@ -210,8 +210,10 @@ class Analyzer:
         spec, find_lungs = self.bundle.classifier, self._given
         network = None if spec is None else pool.submit(compiled, spec.weights, "logits", "cam")
         if find_lungs is None:
-            members = pool.map(lambda member: compiled(member, "probability"), self.bundle.segmenter.members)
-            find_lungs = Segmenter(self.bundle.segmenter, list(members)).segment
+            segmenter = self.bundle.segmenter
+            maps = ("probability", "opacity") if segmenter.opacity else ("probability",)
+            members = pool.map(lambda member: compiled(member, *maps), segmenter.members)
+            find_lungs = Segmenter(segmenter, list(members)).segment
         return _Networks(find_lungs, None if spec is None or network is None else Classifier(spec, network.result()))
 
 

@@ -133,6 +133,24 @@ class Geometry:
             slice(columns.start - self.left, columns.stop - self.left),
         )
 
+    def at(self, grid: Pixels, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> Pixels:
+        """A map over the network's field of view, [h, w] with h = w of any size, at the crossings of rows and columns
+        of the film, which must be `inside`: f32 [len(rows), len(columns)], bilinear; `to_window` at these places where
+        it grows."""
+        grid = np.asarray(grid, np.float32)
+
+        def between(places: NDArray[np.integer], start: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Pixels]:
+            last = grid.shape[0] - 1
+            exact = np.clip((places - start + 0.5) * (grid.shape[0] / self.side) - 0.5, 0, last)
+            low = np.floor(exact).astype(np.intp)
+            return low, np.minimum(low + 1, last), (exact - low).astype(np.float32)
+
+        low, high, share = between(rows, self.top)
+        along = grid[low] + share[:, None] * (grid[high] - grid[low])
+        low, high, share = between(columns, self.left)
+        before = along[:, low]
+        return np.asarray(before + share * (along[:, high] - before), np.float32)
+
     def to_source(self, grid: Pixels) -> Pixels:
         """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside
         the window."""

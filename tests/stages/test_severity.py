@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from answers import classification, lungs
 
+from lungscope.radiograph import Geometry
 from lungscope.stages.classification import Classification
 from lungscope.stages.localization import localize
-from lungscope.stages.severity import DEFINITION, disease, grade, score_of
+from lungscope.stages.segmentation import Opacity
+from lungscope.stages.severity import DEFINITIONS, contradiction, disease, grade, score_of
 
 SIZE = 12
 
@@ -46,7 +50,50 @@ def test_known_zones() -> None:
     assert zone is not None
     assert zone.rows == (4, 7)
     assert zone.evidence == pytest.approx(0)
-    assert result.to_json()["definition"] == DEFINITION
+    assert result.to_json()["definition"] == DEFINITIONS["evidence"]
+
+
+def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
+    """Two rows at the bases are opaque; the class's evidence, which says that all is ill, does not score."""
+    opaque = np.zeros((SIZE, SIZE), np.float32)
+    opaque[8:10, :] = 0.4
+    found = replace(lungs(*sides()), opacity=Opacity(opaque, Geometry.letterbox((SIZE, SIZE), SIZE)))
+    answer = ill((0, 12, 0, 12))
+    result = grade(answer, found)
+    extents = {name: zone and round(zone.extent * 12) for name, zone in result.zones.items()}
+    # Rows 8 and 9: of the right lung's C (7-9), of the left lung's F (8-10).
+    assert extents == {"A": 0, "B": 0, "C": 8, "D": 0, "E": 0, "F": 8}
+    assert result.total == 6
+    assert result.evidence == pytest.approx(4)
+    assert result.to_json()["basis"] == "opacity"
+    assert result.to_json()["definition"] == DEFINITIONS["opacity"]
+
+    clear = grade(answer, replace(found, opacity=replace(found.opacity, map=opaque * 0)))
+    assert clear.total == 0
+    text = contradiction("COVID-19", 0.9, clear)
+    assert text is not None
+    assert "knows no class" in text
+    assert contradiction("COVID-19", 0.9, result) is None
+    text = contradiction("Normal", 0.9, result)
+    assert text is not None
+    assert "C (67 %), F (67 %)" in text
+
+
+def test_a_large_film_is_scored_as_a_small_one() -> None:
+    """Pixels are thinned out: shares stay."""
+    times = 150
+    answer = ill((4, 7, 1, 3), (7, 10, 1, 5), (8, 10, 7, 11))
+    large = classification(answer.cam, shape=(SIZE * times, SIZE * times))
+    grown = [np.kron(side, np.ones((times, times), np.bool_)) for side in sides()]
+    small, found = grade(answer, lungs(*sides())), grade(large, lungs(*grown))
+    for letter, zone in found.zones.items():
+        other = small.zones[letter]
+        assert zone is not None
+        assert other is not None
+        # Between two cells of the map a large film has a slope, a small one a step.
+        assert zone.extent == pytest.approx(other.extent, abs=0.05)
+        assert zone.rows == tuple(row * times for row in other.rows)
+        assert zone.pixels == pytest.approx(other.pixels * times**2, rel=0.01)
 
 
 @pytest.mark.parametrize(

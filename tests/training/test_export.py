@@ -27,6 +27,7 @@ from lungscope.training.export import (
     store_as_f16,
     to_onnx,
 )
+from lungscope.training.networks import build_segmenter
 from lungscope.training.weights import save_weights
 from nets import SMALL, awake_classifier, trained_segmenter
 
@@ -104,6 +105,22 @@ def test_parity_is_measured_and_kept(bundle: Bundle) -> None:
         for name in outputs:
             assert 0 <= parity[file][f"{name}_f32"] < 0.1
             assert parity[file][f"{name}_stored"] > 0, "f16 rounds something"
+
+
+def test_a_segmenter_that_finds_opacity_is_a_bundle_that_does(tmp_path: Path) -> None:
+    name = "linknet-efficientnetlite2-opacity"
+    torch.manual_seed(0)
+    save_weights(build_segmenter(name), tmp_path / "weights.safetensors", {"network": name, "size": SIZE})
+    run = Trained.open(tmp_path)
+    bundle = export_bundle([run], None, tmp_path / "bundle", films=films(), name="test", version="1.0.0")
+    assert bundle.segmenter.opacity
+    assert set(bundle.manifest["parity"]["segmenter.onnx"]) == {
+        f"{output}_{how}" for output in ("probability", "opacity") for how in ("f32", "stored")
+    }
+    again = export_bundle(
+        Trained.of_bundle(bundle), None, tmp_path / "again", films=films(), name="test", version="1.0.1"
+    )
+    assert again.segmenter.opacity
 
 
 def test_weights_are_stored_in_half_the_bytes(bundle: Bundle) -> None:

@@ -42,6 +42,7 @@ AGREEMENT = 0.9
 @dataclass(frozen=True)
 class SegmenterSpec:
     """members: the ensemble's files. pool: how their maps become one. threshold: of the pooled map. size: network grid.
+    opacity: whether each member also has a map of how opaque the lungs are.
 
     mean averages the probabilities, union takes the largest ("maximise the segmented area" in the paper), both against
     `threshold`; vote counts members at or above `threshold` and asks for more than half of them.
@@ -51,6 +52,16 @@ class SegmenterSpec:
     pool: Pool
     threshold: float
     size: int
+    opacity: bool = False
+
+
+@dataclass(frozen=True)
+class Opacity:
+    """How much of each place of the lungs something hides that air would show, 0..1: f32 [S, S] over the field of view
+    of `geometry`. It says nothing outside the lungs."""
+
+    map: Pixels
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class LungMask:
     mask: bool, `left | right`. left, right: bool, the patient's: right is on the image's left.
     probability: f32 0..1, the pooled map before thresholding (for "vote": the share of members in favour).
     agreement: mean pairwise Dice of the members' masks on the network's grid, 0..1; None with one member.
+    opacity: the mean of the members' maps; None where the bundle has none.
     """
 
     mask: Mask
@@ -69,6 +81,7 @@ class LungMask:
     spacing_mm: tuple[float, float] | None
     agreement: float | None
     warnings: tuple[Warning_, ...]
+    opacity: Opacity | None = None
 
     def to_json(self) -> dict[str, Any]:
         def side(mask: Mask) -> dict[str, Any]:
@@ -96,8 +109,10 @@ class Segmenter:
         infinity."""
         geometry = Geometry.letterbox(film.shape, self._spec.size)
         image = geometry.to_network(film.pixels)[None, None]
-        maps = [network({"image": image})["probability"][0, 0] for network in self._networks]
-        if not all(np.isfinite(member).all() for member in maps):
+        answers = [network({"image": image}) for network in self._networks]
+        maps = [answer["probability"][0, 0] for answer in answers]
+        hidden = [answer["opacity"][0, 0] for answer in answers] if self._spec.opacity else []
+        if not all(np.isfinite(member).all() for member in (*maps, *hidden)):
             raise LungscopeError(
                 "A segmentation network answered with numbers that are not finite. Try --device cpu; "
                 "`lungscope doctor` tests the installation.",
@@ -113,7 +128,8 @@ class Segmenter:
             )
         agreement = _agreement([member >= self._spec.threshold for member in maps])
         warnings = _implausible(film.pixels, right, left, merged=merged, agreement=agreement)
-        return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings))
+        opacity = Opacity(np.mean(hidden, axis=0, dtype=np.float32), geometry) if hidden else None
+        return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings), opacity)
 
 
 def pool(

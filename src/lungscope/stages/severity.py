@@ -1,42 +1,61 @@
 """Stage 5: how much of each lung zone is involved, scored 0 to 3 over six zones.
 
 The zones are those of the Brixia score (Borghesi and Maroldi 2020): A, B, C are the patient's right lung from the top,
-D, E, F the left. What is scored here is extent alone, by `DEFINITION`; it is not Brixia, whose grades also say what
+D, E, F the left. What is scored here is extent alone, by `DEFINITIONS`; it is not Brixia, whose grades also say what
 kind of opacity is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from lungscope.radiograph import Pixels, box
 from lungscope.stages.classification import Classification, softmax
-from lungscope.stages.segmentation import LungMask, Mask
+from lungscope.stages.segmentation import LungMask
+
+Basis = Literal["evidence", "opacity"]
 
 NORMAL = "Normal"
 ZONES = {"right": "ABC", "left": "DEF"}
 #: Score by the involved share of a zone: 0 below the first limit, 1 below the second, 2 below the third, else 3.
 LIMITS = (0.05, 1 / 3, 2 / 3)
+#: From which local probability of disease on a place is involved, and from which opacity on.
 INVOLVED = 0.5
+OPAQUE = 0.1
+#: The shorter side, in pixels, that a larger film is thinned out to for counting.
+_COUNTED = 512
 #: From this score on a zone contradicts a film that is called normal.
 HIGH = 2
 
-DEFINITION = (
+_ZONES = (
     "Each lung is parted into an upper, middle and lower third by the rows of its own bounding box: A, B, C right "
-    "lung, D, E, F left lung. At each cell of the classifier's grid the local class evidence is the class "
-    "activation map plus the class's bias (its mean over all cells is the class's logit); the local disease "
-    "probability is 1 - softmax(evidence)[Normal], resampled bilinearly to the film. A lung pixel is involved "
-    "where that exceeds 0.5. A zone scores 0 if less than 5 % of its lung pixels are involved, 1 below one third, "
+    "lung, D, E, F left lung. "
+)
+_EVIDENCE = (
+    "At each cell of the classifier's grid the local class evidence is the class activation map plus the class's bias "
+    "(its mean over all cells is the class's logit); the local disease probability is 1 - softmax(evidence)[Normal], "
+    "resampled bilinearly to the film. "
+)
+_SCORES = (
+    "A zone scores 0 if less than 5 % of its lung pixels are involved, 1 below one third, "
     "2 below two thirds, 3 from there on. Global is the sum, 0 to 18. Extent is the involved share of a lung. "
     "Evidence is the mean log-odds of disease. A lung that was not found has no scores, and then there is no "
     "global score."
 )
+#: What a score means, by what it is made of.
+DEFINITIONS: dict[Basis, str] = {
+    "evidence": f"{_ZONES}{_EVIDENCE}A lung pixel is involved where that exceeds {INVOLVED}. {_SCORES}",
+    "opacity": (
+        f"{_ZONES}The segmenter's second map says how much of each place something hides that air would show, 0 to 1; "
+        "it was learnt from opacities painted on clear lungs, and knows no class. A lung pixel is involved where that "
+        f"exceeds {OPAQUE}. {_EVIDENCE}{_SCORES}"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,7 @@ class Severity:
     """Scores of one film. What could not be scored is None, and `reason` says why.
 
     zones: by letter A..F. extent: involved share 0..1 by "left" and "right". evidence: mean log-odds of disease.
+    basis: what tells an involved place: the segmenter's opacity, or, where it has no such map, the class's evidence.
     """
 
     zones: dict[str, Zone | None]
@@ -70,7 +90,12 @@ class Severity:
     extent: dict[str, float | None]
     evidence: float | None
     reason: str | None
-    definition: str = DEFINITION
+    basis: Basis = "evidence"
+
+    @property
+    def definition(self) -> str:
+        """What the scores mean, in words."""
+        return DEFINITIONS[self.basis]
 
     @property
     def extent_percent(self) -> dict[str, float | None]:
@@ -84,26 +109,39 @@ class Severity:
             "extent_percent": self.extent_percent,
             "evidence": self.evidence,
             "reason": self.reason,
+            "basis": self.basis,
             "definition": self.definition,
         }
 
 
 def grade(classification: Classification, lungs: LungMask) -> Severity:
-    """Score the six zones by `DEFINITION`."""
+    """Score the six zones by `DEFINITIONS`. A large film's pixels are counted on every n-th row and column."""
     if NORMAL not in classification.labels:
         names = ", ".join(classification.labels)
         return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).")
     log_odds, probability = disease(classification)
-    geometry = classification.geometry
-    # One large map at a time.
-    involved = geometry.to_window(probability) > INVOLVED
-    evidence = geometry.to_window(log_odds)
+    basis: Basis = "evidence" if lungs.opacity is None else "opacity"
+    step = max(1, min(lungs.mask.shape) // _COUNTED)
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
-        part = box(lung)  # which the classifier's window holds
-        there = geometry.in_window(part)
-        thirds = _thirds(lung[part], involved[there], evidence[there], part[0].start)
-        zones |= dict(zip(ZONES[side], thirds, strict=True))
+        rows, columns = box(lung)
+        edges = [rows.start + (rows.stop - rows.start) * third // 3 for third in range(4)]
+        across = np.arange(columns.start, columns.stop, step)
+        for letter, (start, stop) in zip(ZONES[side], pairwise(edges), strict=True):
+            part = lung[start:stop:step, columns.start : columns.stop : step]
+            if not part.any():
+                zones[letter] = None
+                continue
+            places = np.arange(start, stop, step), across
+            if lungs.opacity is None:
+                involved = classification.geometry.at(probability, *places)[part] > INVOLVED
+            else:
+                involved = lungs.opacity.geometry.at(lungs.opacity.map, *places)[part] > OPAQUE
+            evidence = classification.geometry.at(log_odds, *places)[part]
+            extent = float(involved.mean())
+            zones[letter] = Zone(
+                score_of(extent), involved.size * step**2, extent, float(evidence.mean(dtype=np.float64)), (start, stop)
+            )
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
         zones=zones,
@@ -111,6 +149,7 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
         extent={side: _mean((zones[name] for name in names), "extent") for side, names in ZONES.items()},
         evidence=_mean(zones.values(), "evidence"),
         reason=f"No lung was found in zone {', '.join(missing)}." if missing else None,
+        basis=basis,
     )
 
 
@@ -138,43 +177,37 @@ def contradicts(label: str, scores: Iterable[int | None]) -> bool:
     return bool(known) and (max(known) >= HIGH if label == NORMAL else max(known) == 0)
 
 
-def contradiction(label: str, probability: float, zones: Mapping[str, Zone | None]) -> str | None:
+def contradiction(label: str, probability: float, severity: Severity) -> str | None:
     """In words how a film's most probable class, of `probability` 0..1, and its zones say different things, and how
     that can be; None where they do not."""
-    known = {letter: zone for letter, zone in zones.items() if zone is not None}
+    known = {letter: zone for letter, zone in severity.zones.items() if zone is not None}
     if not contradicts(label, [zone.score for zone in known.values()]):
         return None
     found = f"The film's most probable class is {label} ({100 * probability:.1f} %), yet"
     if label == NORMAL:
         high = [f"{letter} ({100 * zone.extent:.0f} %)" for letter, zone in known.items() if zone.score >= HIGH]
         found += f" at least a third of the lung counts as involved in zone {', '.join(high)}."
-        why = "A finding in one place can be outvoted by the rest."
+        why = (
+            "A finding in one place can be outvoted by the rest."
+            if severity.basis == "evidence"
+            else "A disease that is no class here, a foreign body or soft tissue before the lungs can hide air, too."
+        )
     else:
         found += " in no zone does as much as 5 % of the lung count as involved."
-        why = "Evidence in few places, or outside the lungs, can decide the class alone."
+        why = (
+            "Evidence in few places, or outside the lungs, can decide the class alone."
+            if severity.basis == "evidence"
+            else "Faint opacities can be missed, and what a class is told by need not be an opacity."
+        )
     rule = (
         "Both come from the same map of the same classifier: the class from its mean over the whole view, a zone's "
         "score from its involved share, the lung pixels where, at that place, the probability of any disease is above "
-        "0.5."
+        f"{INVOLVED}."
+        if severity.basis == "evidence"
+        else "The class is the classifier's; a zone's score is the share of its lung pixels where the segmenter, which "
+        "knows no class, finds air hidden."
     )
     return f"{found} {rule} {why} Neither is confirmed by the other: look at the film."
-
-
-def _thirds(lung: Mask, involved: Mask, evidence: Pixels, above: int) -> list[Zone | None]:
-    """The zones of a lung, all three arrays on its bounding box, whose first row is row `above` of the film."""
-    edges = [lung.shape[0] * third // 3 for third in range(4)]
-    return [_zone(lung, involved, evidence, start, stop, above) for start, stop in pairwise(edges)]
-
-
-def _zone(lung: Mask, involved: Mask, evidence: Pixels, start: int, stop: int, above: int) -> Zone | None:
-    part = lung[start:stop]
-    pixels = int(np.count_nonzero(part))
-    if pixels == 0:
-        return None
-    extent = np.count_nonzero(part & involved[start:stop]) / pixels
-    # Three times as fast as OpenCV's mean under a mask.
-    log_odds = cv2.sumElems(cv2.copyTo(evidence[start:stop], part.view(np.uint8)))[0] / pixels
-    return Zone(score_of(extent), pixels, extent, log_odds, (above + start, above + stop))
 
 
 def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> float | None:

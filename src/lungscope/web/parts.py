@@ -98,8 +98,8 @@ def layers(report: Report) -> dict[str, Any]:
         "lungs": {side: rings(mask, row=0, tolerance=tolerance) for side, mask in sides.items()},
         "zones": zones,
         "contradicts": None
-        if answer is None
-        else contradiction(answer.label, float(answer.probabilities[answer.index]), known),
+        if answer is None or report.severity is None
+        else contradiction(answer.label, float(answer.probabilities[answer.index]), report.severity),
         "peak": peak,
         "evidence_scale": EVIDENCE_SCALE,
     }

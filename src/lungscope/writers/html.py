@@ -86,7 +86,7 @@ def _contradiction(report: Report) -> str:
     answer, severity = report.classification, report.severity
     if answer is None or severity is None:
         return ""
-    text = contradiction(answer.label, float(answer.probabilities[answer.index]), severity.zones)
+    text = contradiction(answer.label, float(answer.probabilities[answer.index]), severity)
     if text is None:
         return ""
     return f'<section class="warnings"><h2>Class and severity contradict each other</h2><p>{escape(text)}</p></section>'

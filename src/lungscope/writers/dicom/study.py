@@ -17,7 +17,6 @@ from pydicom.valuerep import DT
 
 from lungscope.errors import InputError, UnreadableFileError
 from lungscope.report import DISCLAIMER, Report
-from lungscope.stages.severity import DEFINITION
 
 PRODUCT = "lungscope"
 #: Each object is a series of its own; high numbers put it after what was acquired.
@@ -191,9 +190,9 @@ def _uid(*names: str) -> UID:
 def _ascii(report: Report) -> bool:
     """Whether every character set can hold what the objects say in words."""
     answer, severity, run = report.classification, report.severity, report.run
-    words = [run.bundle, run.bundle_version, DEFINITION, *(warning.message for warning in run.warnings)]
+    words = [run.bundle, run.bundle_version, *(warning.message for warning in run.warnings)]
     words += [] if answer is None else answer.labels
-    words += [severity.reason] if severity is not None and severity.reason else []
+    words += [] if severity is None else [severity.definition, severity.reason or ""]
     return all(word.isascii() for word in words)
 
 
