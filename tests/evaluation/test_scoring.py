@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from bundles import write_bundle
 from films import LUNG, draw, save
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
@@ -190,6 +191,15 @@ def test_lesions_are_looked_for_inside_the_found_lungs(analyzer: Analyzer, lesio
     assert result["scores"]["coverage"]["defined"] == 2
     assert result["scores"]["coverage"]["mean"] == pytest.approx(films["ill.png"]["coverage"] / 2)
     assert "saliency_on_disease" in result["scores"]
+    assert "opacity_on_disease" not in result["scores"]
+
+
+def test_opacity_is_looked_for_on_drawn_disease(lesions: Path, tmp_path: Path) -> None:
+    """The map is the film's own grey: 0.45 on the drawn opacities, 0.15 on the rest of the lungs."""
+    analyzer = Analyzer(write_bundle(tmp_path / "bundle", opacity=True))
+    film = next(row for row in score_lesions(analyzer, lesions)["per_film"] if row["id"] == "ill.png")
+    share = film["disease_share"]
+    assert film["opacity_on_disease"] == pytest.approx(0.45 * share / (0.45 * share + 0.15 * (1 - share)), rel=0.15)
 
 
 def test_a_film_without_drawn_lungs_is_named(analyzer: Analyzer, lesions: Path) -> None:

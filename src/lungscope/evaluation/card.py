@@ -69,7 +69,8 @@ def _use(bundle: Bundle) -> str:
                 if spec.mirror
                 else ""
             )
-            + "; a heat map shows what spoke for the class, and severity is derived from it. "
+            + "; a heat map shows what spoke for the class, and severity is derived from "
+            + ("how opaque the lungs are. " if bundle.segmenter.opacity else "it. ")
         )
     return text + (
         "For research and teaching: to train, compare and study networks.\n\n"
@@ -130,13 +131,13 @@ def _results(metrics: dict[str, Any]) -> list[str]:
                 (what, score["defined"], with_interval(score["mean"], score["interval"]),
                  f"10th percentile {number(score['p10'], 3)}")
             )  # fmt: skip
-        if "saliency_on_disease" in scores:
-            score = scores["saliency_on_disease"]
-            rows.append(
-                ("evidence for the class that lies on drawn disease", score["defined"],
-                 with_interval(score["mean"], score["interval"]),
-                 f"disease is {number(scores['disease_share']['mean'], 3)} of the lungs: what chance would give")
-            )  # fmt: skip
+        for name, what in (("saliency", "evidence for the class"), ("opacity", "opacity")):
+            if (score := scores.get(f"{name}_on_disease")) is not None:
+                rows.append(
+                    (f"{what} that lies on drawn disease", score["defined"],
+                     with_interval(score["mean"], score["interval"]),
+                     f"disease is {number(scores['disease_share']['mean'], 3)} of the lungs: what chance would give")
+                )  # fmt: skip
     for row in metrics.get("classifier", []):
         spans = row["intervals"]
         what = f"class from {INPUT_NAMES[row['input']]}, {row['store']} {row['part']}"
@@ -287,8 +288,11 @@ def _failures(bundle: Bundle, metrics: dict[str, Any]) -> list[str]:
     if bundle.classifier is not None:
         items += [
             "A film of a disease that is no class here gets a class all the same, or no answer.",
-            "Severity is derived from the classifier's evidence, so that it fails where the classifier does, and may "
-            "contradict the class.",
+            "Severity is derived from a map of opacity that was learnt from painted opacities: anything that hides air "
+            "counts, disease or not, and the score may contradict the class."
+            if bundle.segmenter.opacity
+            else "Severity is derived from the classifier's evidence, so that it fails where the classifier does, and "
+            "may contradict the class.",
         ]
     items.append("A lateral film that does not say so in its header is taken for a frontal one.")
     return ["## How it fails\n" + "\n".join(f"- {item}" for item in items)]

@@ -280,8 +280,8 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
 
     `folder` holds index.csv (image, patient), images/, lungs/ and a folder of masks for each finding. coverage: share
     of the drawn disease inside the predicted lungs. precision: share of the predicted lungs inside the drawn ones.
-    saliency: the share of positive evidence for the predicted class that lies on drawn disease, beside the disease's
-    share of the lung.
+    saliency, opacity: the share of positive evidence for the predicted class, and of opacity, in the predicted lungs
+    that lies on drawn disease, beside the disease's share of these lungs.
     Intervals are over patients.
     """
     rows = _table(folder / "index.csv", {"image", "patient"})
@@ -305,9 +305,13 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
             "dice": float(metrics.dice(predicted, drawn["lungs"])[0]),
             "disease_share": float(metrics.coverage(disease, predicted)[0]),
         }
-        if report.saliency is not None:
-            mass = float(report.saliency.map.sum())
-            row["saliency_on_disease"] = float(report.saliency.map[disease].sum()) / mass if mass else float("nan")
+        maps = {} if report.saliency is None else {"saliency": report.saliency.map}
+        if (opacity := report.lungs.opacity) is not None:
+            maps["opacity"] = np.where(predicted, opacity.geometry.to_source(opacity.map), np.float32(0))
+        for name, found in maps.items():
+            mass = float(found.sum(dtype=np.float64))
+            on = float(found[disease].sum(dtype=np.float64))
+            row[f"{name}_on_disease"] = on / mass if mass else float("nan")
         return row
 
     results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
@@ -323,7 +327,7 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
     patients = [row["patient"] or row["image"] for row in rows]
     names = [
         name
-        for name in ("coverage", "precision", "dice", "disease_share", "saliency_on_disease")
+        for name in ("coverage", "precision", "dice", "disease_share", "saliency_on_disease", "opacity_on_disease")
         if any(name in film for film in films)
     ]
     scores: dict[str, Any] = {}
