@@ -23,6 +23,8 @@ MOST_LOST = 0.002
 #: The least share of films with f32's class, and the least mean Dice with f32's masks.
 LEAST_SAME_CLASS = 0.998
 LEAST_SAME_MASK = 0.995
+#: The most that a zone's severity score, 0 to 3, may differ from f32's on average.
+MOST_REGRADED = 0.05
 #: How many times as fast as f32 auto wants networks to be, close calls included. For less it is not worth that a film
 #: that is computed twice waits longer than in f32, and that the networks of both precisions take up memory.
 LEAST_SPEED = 1.5
@@ -53,6 +55,7 @@ class Gate:
     speed: f32's time in the networks over this one's, where it was measured.
     margin: where the two largest logits are closer than this, the film was computed again in f32, and is wherever this
     precision is used; 0 never is. again: share of films that it happened to. All numbers are with it.
+    regraded: by how much a zone's severity score differs from f32's, on average; None where it was not measured.
     """
 
     films: int
@@ -63,6 +66,7 @@ class Gate:
     speed: float
     margin: float = 0.0
     again: float = 0.0
+    regraded: float | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -76,6 +80,8 @@ class Gate:
             found.append(f"{self.same_class:.2%} of films keep their class, fewer than {LEAST_SAME_CLASS:.1%}")
         if self.same_mask < LEAST_SAME_MASK - _EXACT:
             found.append(f"masks have Dice {self.same_mask:.4f} with those of f32, less than {LEAST_SAME_MASK}")
+        if self.regraded is not None and self.regraded > MOST_REGRADED + _EXACT:
+            found.append(f"zones' severity scores differ by {self.regraded:.3f} on average, more than {MOST_REGRADED}")
         return found
 
     @property
@@ -102,6 +108,7 @@ class Gate:
             "speed": self.speed,
             "margin": self.margin,
             "again": self.again,
+            "regraded": self.regraded,
         }
 
 

@@ -41,6 +41,20 @@ def test_what_int8_keeps_is_counted(tmp_path: Path, store: tuple[Store, Split]) 
     assert (measured["part"], measured["hardware"]["precision"]) == ("val", "int8")
 
 
+def test_scores_that_int8_changes_are_counted(tmp_path: Path, store: tuple[Store, Split]) -> None:
+    """int8 sees no grey below 0.5: its lungs are smaller, and of their zones another share is involved."""
+    bundle = with_int8(tmp_path / "bundle", darkest=0.5)
+    gate, _ = measure_gate(bundle, "int8", [store])
+    seen = {}
+    for precision in ("f32", "int8"):
+        analyzer = Analyzer(bundle, precision=precision)
+        reports = [analyzer.analyze(store[0].path_of(record)) for record in store[0].records[:3]]
+        seen[precision] = [zone.score for r in reports if r.severity for zone in r.severity.zones.values() if zone]
+    assert len(seen["f32"]) == len(seen["int8"]) == 18
+    assert gate.regraded is not None and gate.regraded > 0
+    assert gate.regraded == pytest.approx(np.abs(np.subtract(seen["f32"], seen["int8"])).mean())
+
+
 def test_what_int8_breaks_is_counted(tmp_path: Path, store: tuple[Store, Split]) -> None:
     bundle = with_int8(tmp_path / "bundle", logits=(99, 0, 0))
     gate, _ = measure_gate(bundle, "int8", [store])

@@ -36,7 +36,8 @@ _NETWORKS = ("segmentation", "classification")
 class _Film:
     """A film in f32 and in the other precision. dice: with its drawn lungs. right: its class; None where not known.
 
-    seconds: in the networks. again: computed in f32 by the other, too.
+    seconds: in the networks. again: computed in f32 by the other, too. regraded: differences of the zones' severity
+    scores, where both have them.
     """
 
     dice: tuple[float, float] | None
@@ -45,6 +46,7 @@ class _Film:
     same_class: bool
     seconds: tuple[float, float] | None
     again: bool
+    regraded: list[int]
 
 
 def find_margin(
@@ -137,6 +139,7 @@ def measure_gate(
     times = np.sum([row.seconds for row in rows if row.seconds], axis=0)
     if not np.all(times):
         raise DataError(f"None of {len(rows)} films of part {part!r} could be analysed in f32 and {precision}.")
+    regraded = [difference for row in rows for difference in row.regraded]
     gate = Gate(
         films=len(rows),
         dice=_mean(dice),
@@ -146,6 +149,7 @@ def measure_gate(
         speed=float(times[0] / times[1]),
         margin=margin,
         again=float(np.mean([row.again for row in rows])),
+        regraded=float(np.mean(regraded)) if regraded else None,
     )
     return gate, {"part": part, "stores": [store.name for store, _ in data], **_facts(other)}
 
@@ -201,7 +205,7 @@ def _facts(analyzer: Analyzer) -> dict[str, Any]:
 def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | None, label: str) -> _Film:
     reports = [result if isinstance(result, Report) else None for result in (exact, other)]
     classes = [None if r is None or r.classification is None else r.classification.label for r in reports]
-    dice, seconds, again = None, None, False
+    dice, seconds, again, regraded = None, None, False, []
     if drawn is not None:
         truth = truth_in(drawn)
         scores = [0.0 if r is None else _dice(on_grid(r.lungs.mask, truth.shape), truth) for r in reports]
@@ -211,10 +215,13 @@ def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | Non
         same_mask = _dice(second.lungs.mask, first.lungs.mask)
         times = [sum(r.run.timings_ms.get(stage, 0.0) for stage in _NETWORKS) for r in (first, second)]
         seconds, again = (times[0] / 1000, times[1] / 1000), second.run.precision == "f32"
+        if first.severity is not None and second.severity is not None:
+            zones = ((first.severity.zones[name], second.severity.zones[name]) for name in first.severity.zones)
+            regraded = [abs(a.score - b.score) for a, b in zones if a is not None and b is not None]
     else:
         same_mask = float("nan") if first is second else 0.0
     right = (classes[0] == label, classes[1] == label) if label else None
-    return _Film(dice, right, same_mask, classes[0] == classes[1], seconds, again)
+    return _Film(dice, right, same_mask, classes[0] == classes[1], seconds, again, regraded)
 
 
 def _ahead(logits: NDArray[np.float32], label: int) -> float:
