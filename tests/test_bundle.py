@@ -138,7 +138,7 @@ def test_a_bundle_that_says_nothing_of_precisions_is_f32(bundle: Path) -> None:
 def test_gates_are_read(bundle: Path) -> None:
     alter(bundle, lambda d: d.update(precision={"int8": {}, "gates": {"bf16": GATE}}))
     gate = Bundle.load(bundle).offered.gates["bf16"]
-    assert gate.regraded is None
+    assert gate.severity_mae is None
     assert gate.passed and gate.dice.lost == pytest.approx(0.001)
 
 
@@ -152,7 +152,7 @@ def test_gates_are_read(bundle: Path) -> None:
         ({"int8": {}, "gates": {"f32": GATE}}, "'f32' does not exist"),
         ({"int8": {}, "gates": {"bf16": {**GATE, "passed": False}}}, r"'passed' is False.*\(they pass\)"),
         ({"int8": {}, "gates": {"bf16": {**GATE, "same_class": 0.9}}}, "'passed' is True.*90.00% of films"),
-        ({"int8": {}, "gates": {"bf16": {**GATE, "regraded": 0.5}}}, "'passed' is True.*severity scores differ"),
+        ({"int8": {}, "gates": {"bf16": {**GATE, "severity_mae": 0.5}}}, "'passed' is True.*severity scores differ"),
         ({"int8": {}, "gates": {"bf16": {**GATE, "speed": "fast"}}}, "'speed' is 'fast'; a number is needed"),
         ({"int8": {}, "gates": {"bf16": {**GATE, "same_mask": 1.2}}}, "it must lie in 0..1"),
         ({"int8": {}, "gates": {"bf16": {**GATE, "dice": {"films": 20, "f32": 0.97}}}}, "'value' missing"),

@@ -27,7 +27,7 @@ GPU = ("FP32", "FP16", "INT8")
 def test_a_gate_is_passed_at_its_limits() -> None:
     assert GOOD.passed and GOOD.failures == []
     assert replace(GOOD, accuracy=None, same_class=None).passed
-    assert replace(GOOD, regraded=0.05).passed
+    assert replace(GOOD, severity_mae=0.05).passed
     assert replace(GOOD, dice=Compared(3, 0.9, 0.95)).passed, "better is not worse"
 
 
@@ -38,7 +38,7 @@ def test_a_gate_is_passed_at_its_limits() -> None:
         ({"accuracy": Compared(1000, 0.93, 0.927)}, "accuracy falls by 0.0030, more than 0.002"),
         ({"same_class": 0.997}, "99.70% of films keep their class, fewer than 99.8%"),
         ({"same_mask": 0.9949}, "masks have Dice 0.9949 with those of f32, less than 0.995"),
-        ({"regraded": 0.06}, "zones' severity scores differ by 0.060 on average, more than 0.05"),
+        ({"severity_mae": 0.06}, "zones' severity scores differ by 0.060 on average, more than 0.05"),
     ],
 )
 def test_a_gate_is_failed_past_any_limit(change: dict[str, Any], why: str) -> None:

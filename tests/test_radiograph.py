@@ -48,7 +48,7 @@ def test_what_is_masked_leaves_no_trace() -> None:
     np.testing.assert_array_equal(geometry.masked(film, mask), geometry.to_network(film * mask))
 
 
-@pytest.mark.parametrize(("shape", "cells"), [((90, 70), 6), ((64, 64), 64), ((301, 480), 224)])
+@pytest.mark.parametrize(("shape", "cells"), [((90, 70), 6), ((64, 64), 64), ((301, 480), 224), ((60, 52), 224)])
 def test_a_map_at_some_places_is_the_whole_map_there(shape: tuple[int, int], cells: int) -> None:
     geometry = Geometry.letterbox(shape, 32)
     grid = RANDOM.random((cells, cells), dtype=np.float32)

@@ -205,7 +205,7 @@ def _offered(section: _Section, digests: dict[str, str]) -> Offered:
 
 def _gate(section: _Section, digests: dict[str, str]) -> Gate:
     section.keys(
-        required="passed films dice accuracy same_mask same_class speed measured", optional="margin again regraded"
+        required="passed films dice accuracy same_mask same_class speed measured", optional="margin again severity_mae"
     )
     weights = section.section("measured").section("weights")
     for file in weights.values:
@@ -226,7 +226,7 @@ def _gate(section: _Section, digests: dict[str, str]) -> Gate:
         speed=section.number("speed", 0, 1e6),
         margin=section.number("margin", 0, 1e6) if "margin" in section.values else 0.0,
         again=section.number("again", 0, 1) if "again" in section.values else 0.0,
-        regraded=None if section.values.get("regraded") is None else section.number("regraded", 0, 3),
+        severity_mae=None if section.values.get("severity_mae") is None else section.number("severity_mae", 0, 3),
     )
     if section.values["passed"] is not gate.passed:
         found = "; ".join(gate.failures) or "they pass"

@@ -24,7 +24,7 @@ MOST_LOST = 0.002
 LEAST_SAME_CLASS = 0.998
 LEAST_SAME_MASK = 0.995
 #: The most that a zone's severity score, 0 to 3, may differ from f32's on average.
-MOST_REGRADED = 0.05
+MOST_SEVERITY_MAE = 0.05
 #: How many times as fast as f32 auto wants networks to be, close calls included. For less it is not worth that a film
 #: that is computed twice waits longer than in f32, and that the networks of both precisions take up memory.
 LEAST_SPEED = 1.5
@@ -55,7 +55,8 @@ class Gate:
     speed: f32's time in the networks over this one's, where it was measured.
     margin: where the two largest logits are closer than this, the film was computed again in f32, and is wherever this
     precision is used; 0 never is. again: share of films that it happened to. All numbers are with it.
-    regraded: by how much a zone's severity score differs from f32's, on average; None where it was not measured.
+    severity_mae: mean absolute difference of the zones' severity scores from f32's, 0..3; a zone that one of both did
+    not find counts as 3. None where it was not measured.
     """
 
     films: int
@@ -66,7 +67,7 @@ class Gate:
     speed: float
     margin: float = 0.0
     again: float = 0.0
-    regraded: float | None = None
+    severity_mae: float | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -80,8 +81,10 @@ class Gate:
             found.append(f"{self.same_class:.2%} of films keep their class, fewer than {LEAST_SAME_CLASS:.1%}")
         if self.same_mask < LEAST_SAME_MASK - _EXACT:
             found.append(f"masks have Dice {self.same_mask:.4f} with those of f32, less than {LEAST_SAME_MASK}")
-        if self.regraded is not None and self.regraded > MOST_REGRADED + _EXACT:
-            found.append(f"zones' severity scores differ by {self.regraded:.3f} on average, more than {MOST_REGRADED}")
+        if self.severity_mae is not None and self.severity_mae > MOST_SEVERITY_MAE + _EXACT:
+            found.append(
+                f"zones' severity scores differ by {self.severity_mae:.3f} on average, more than {MOST_SEVERITY_MAE}"
+            )
         return found
 
     @property
@@ -108,7 +111,7 @@ class Gate:
             "speed": self.speed,
             "margin": self.margin,
             "again": self.again,
-            "regraded": self.regraded,
+            "severity_mae": self.severity_mae,
         }
 
 

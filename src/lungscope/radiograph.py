@@ -135,8 +135,9 @@ class Geometry:
 
     def at(self, grid: Pixels, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> Pixels:
         """A map over the network's field of view, [h, w] with h = w of any size, at the crossings of rows and columns
-        of the film, which must be `inside`: f32 [len(rows), len(columns)], bilinear; `to_window` at these places where
-        it grows."""
+        of the film, which must be `inside`: f32 [len(rows), len(columns)], as `to_window` has it there."""
+        if grid.shape[0] > self.side:
+            return self.to_window(grid)[np.ix_(rows - self.top, columns - self.left)]
         grid = np.asarray(grid, np.float32)
 
         def between(places: NDArray[np.integer], start: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Pixels]:

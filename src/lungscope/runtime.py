@@ -125,8 +125,9 @@ class Runtime:
             _check(path, session.inputs, session.outputs, outputs)
             return session
         quantized = int8 if self.precision == "int8" else None
-        cached = None if cache_key is None else self._cached(cache_key, outputs, batch, quantized)
+        cached = None if cache_key is None else self._cached(cache_key, batch, quantized)
         if cached is not None and (network := self._load(cached)) is not None:
+            _check(path, {"image"}, network.outputs, outputs)
             return network
         try:
             model = self._core.read_model(path)
@@ -210,21 +211,18 @@ class Runtime:
         low, high = (ops.constant(np.float32(end)) for end in (-4, 4))
         return port, *(ops.fake_quantize(x, low, high, low, high, n) for x, n in ((port, 256), (kernel, 255)))
 
-    def _cached(
-        self, key: str, outputs: tuple[str, ...], batch: int | None, quantized: Quantized | None
-    ) -> Path | None:
-        """The file of a compiled graph, whose name tells what it was compiled by, for and how, and which outputs it was
-        found to have; None without a cache.
+    def _cached(self, key: str, batch: int | None, quantized: Quantized | None) -> Path | None:
+        """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.
 
         OpenVINO's own cache (CACHE_DIR) has to parse the ONNX file first, to know its key.
         """
         folder = _cache_folder(key)
         processor = str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
         ranges = None if quantized is None else quantized.sha256
-        facts = json.dumps([version(), self.device, processor, self._config, outputs, batch, ranges], sort_keys=True)
+        facts = json.dumps([version(), self.device, processor, self._config, batch, ranges], sort_keys=True)
         return None if folder is None else folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.blob"
 
-    def _load(self, path: Path) -> Network | None:
+    def _load(self, path: Path) -> _Compiled | None:
         """The compiled graph in a file; None where there is none, or none that this OpenVINO takes."""
         try:
             with path.open("rb") as file:
@@ -254,6 +252,7 @@ class _Compiled:
     def __init__(self, model: openvino.CompiledModel, data: NDArray[np.uint8] | None = None) -> None:
         self._data = data
         self._model = model
+        self.outputs = {name for port in model.outputs for name in port.get_names()}
         self._local = threading.local()
 
     def __call__(self, inputs: Mapping[str, NDArray[np.float32]]) -> Arrays:

@@ -15,7 +15,7 @@ from bundles import write_bundle
 from films import draw
 from lungscope.bundle import Bundle
 from lungscope.cli.data import app
-from lungscope.data.pseudo import pseudo_label
+from lungscope.data.pseudo import pseudo_label, pseudo_labels
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, UsageError
@@ -74,16 +74,49 @@ def test_films_without_a_mask_in_the_train_part_get_the_lungs_found(films: Store
     facts = json.loads((result.store / "store.json").read_text())["pseudo_labels"]
     assert facts["segmenters"] == [[weights.sha256 for weights in bundle.segmenter.members]]
     assert facts["left_out"] == {"lung-area": 1}
+    assert pseudo_labels(store) == facts
+    assert pseudo_labels(films) is None
 
 
-def test_segmenters_that_disagree_keep_no_film_and_leave_nothing(films: Store, split: Split, tmp_path: Path) -> None:
-    """The second one calls the soft tissue lung."""
-    alike = Bundle.load(write_bundle(tmp_path / "a"))
-    other = Bundle.load(write_bundle(tmp_path / "b", darks=(0.75,)))
+def test_segmenters_that_disagree_keep_no_film_and_leave_nothing(
+    make_store: MakeStore, split: Split, tmp_path: Path
+) -> None:
+    """Lungs have an opacity at each base: the second segmenter calls it lung, too; both outlines are plausible."""
+    film = draw(*SHAPE, opacities=[(0.78, 0.28, 0.12), (0.78, 0.72, 0.12)])
+    films = make_store("ill", {"film": np.rint(film * 255).astype(np.uint8)}, labels={"film": "COVID-19"})
+    own = Split(tuple(Row("ill", r.id, r.sha256, r.label, r.id, "train") for r in films.records))
+    strict, wide = (Bundle.load(write_bundle(tmp_path / str(dark), darks=(dark,))) for dark in (0.3, 0.6))
+    for alone in (strict, wide):
+        assert pseudo_label(films, own, [alone], tmp_path / alone.root.name / "alone", agree=0.9).left_out == {}
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(DataError, match="none of 3 films was kept"):
-        pseudo_label(films, split, [alike, other], tmp_path / "drawn", agree=0.99)
+    with pytest.raises(DataError, match=r"none of 1 films was kept \(disagree 1\)"):
+        pseudo_label(films, own, [strict, wide], tmp_path / "drawn", agree=0.97)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_mirror_image_is_looked_at_as_the_film_is(make_store: MakeStore, tmp_path: Path) -> None:
+    """One lung is half as high: unless its mirror image's mask is turned back, both looks differ widely."""
+    film = draw(*SHAPE)
+    film[SHAPE[0] // 2 :, SHAPE[1] // 2 :] = 0.8
+    films = make_store("odd", {"film": np.rint(film * 255).astype(np.uint8)}, labels={"film": "Normal"})
+    own = Split(tuple(Row("odd", r.id, r.sha256, r.label, r.id, "train") for r in films.records))
+    result = pseudo_label(films, own, [Bundle.load(write_bundle(tmp_path / "bundle"))], tmp_path / "drawn", agree=0.95)
+    store = Store.open(result.store)
+    drawn = store.masks[0] > 0
+    half = drawn.shape[1] // 2
+    assert drawn[:, :half].sum() > 1.7 * drawn[:, half:].sum()
+
+
+def test_what_is_enclosed_by_lung_is_lung(make_store: MakeStore, tmp_path: Path) -> None:
+    """A dense spot inside a lung: cleaning fills it in a mask, and it stays filled in the mask that is kept."""
+    film = draw(*SHAPE)
+    film[150:170, 70:90] = 0.9
+    films = make_store("spot", {"film": np.rint(film * 255).astype(np.uint8)}, labels={"film": "Normal"})
+    own = Split(tuple(Row("spot", r.id, r.sha256, r.label, r.id, "train") for r in films.records))
+    result = pseudo_label(films, own, [Bundle.load(write_bundle(tmp_path / "bundle"))], tmp_path / "drawn")
+    path = Store.open(result.store).mask_path_of(Store.open(result.store).records[0])
+    assert path is not None
+    assert (np.asarray(Image.open(path))[150:170, 70:90] == 255).all()
 
 
 def test_no_more_of_a_label_than_asked_for(films: Store, split: Split, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_scores_that_int8_changes_are_counted(tmp_path: Path, store: tuple[Store
         reports = [analyzer.analyze(store[0].path_of(record)) for record in store[0].records[:3]]
         seen[precision] = [zone.score for r in reports if r.severity for zone in r.severity.zones.values() if zone]
     assert len(seen["f32"]) == len(seen["int8"]) == 18
-    assert gate.regraded is not None and gate.regraded > 0
-    assert gate.regraded == pytest.approx(np.abs(np.subtract(seen["f32"], seen["int8"])).mean())
+    assert gate.severity_mae is not None and gate.severity_mae > 0
+    assert gate.severity_mae == pytest.approx(np.abs(np.subtract(seen["f32"], seen["int8"])).mean())
 
 
 def test_what_int8_breaks_is_counted(tmp_path: Path, store: tuple[Store, Split]) -> None:

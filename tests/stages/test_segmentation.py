@@ -13,7 +13,7 @@ from films import LUNG, TISSUE, draw, radiograph
 from lungscope.bundle import Bundle
 from lungscope.errors import LungscopeError, QualityError
 from lungscope.radiograph import Geometry
-from lungscope.runtime import Runtime
+from lungscope.runtime import Network, Runtime
 from lungscope.stages.segmentation import LungMask, Segmenter, pool, split
 
 
@@ -181,6 +181,25 @@ def test_numbers_that_are_not_finite_are_an_error(tiny: Path, bad: float) -> Non
     with pytest.raises(LungscopeError, match="not finite") as caught:
         Segmenter(spec, [lambda inputs: {"probability": answer}]).segment(radiograph(draw()))
     assert caught.value.code == "not-finite"
+
+
+def test_opacity_is_the_members_mean(tiny: Path) -> None:
+    """And a member's number that is not finite is an error there, too."""
+    spec = replace(Bundle.load(tiny).segmenter, opacity=True)
+    spec = replace(spec, members=spec.members * 2)
+    lungs = np.zeros((1, 1, spec.size, spec.size), np.float32)
+    lungs[..., 16:48, 8:24] = lungs[..., 16:48, 40:56] = 1
+
+    def member(opacity: float) -> Network:
+        return lambda inputs: {"probability": lungs, "opacity": np.full_like(lungs, opacity)}
+
+    film = radiograph(draw())
+    found = Segmenter(spec, [member(0.2), member(0.6)]).segment(film).opacity
+    assert found is not None
+    np.testing.assert_allclose(found.map, 0.4, rtol=1e-6)
+    assert found.geometry.source_shape == film.shape
+    with pytest.raises(LungscopeError, match="not finite"):
+        Segmenter(spec, [member(0.2), member(np.nan)]).segment(film)
 
 
 def test_no_lungs_is_an_error_that_names_the_file(tiny: Path) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
+from lungscope.data.split import Row, Split
+from lungscope.data.store import Store
 from lungscope.errors import RecipeError
+from lungscope.training.engine import Hardware
+from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter, finds_opacity
 from lungscope.training.recipe import load_recipe
-from lungscope.training.segmenter import SegmenterTask, Target
+from lungscope.training.segmenter import SegmenterTask, Target, train_segmenter
 from lungscope.training.weights import load_weights, save_weights
+from stores import write_store
 
 NAME = "linknet-efficientnetlite2-opacity"
 
@@ -60,5 +67,50 @@ def test_weights_of_a_segmenter_of_lungs_alone_start_one_that_finds_opacity(tmp_
 def test_its_name_says_so() -> None:
     assert finds_opacity(NAME)
     assert not finds_opacity("linknet-efficientnetlite2")
+    assert finds_opacity(load_recipe("segmenter-student").network)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Films "a" and "c" are Normal, "b" has COVID-19, and "broken" was never read."""
+    found = write_store(tmp_path)
+    masks = np.zeros_like(found.masks)
+    masks[:, 16:48, 8:24] = masks[:, 16:48, 40:56] = 255
+    np.save(found.root / "masks.npy", masks)
+    return Store.open(found.root)
+
+
+def test_normal_films_are_clear_and_each_class_of_each_store_is_a_stratum(store: Store) -> None:
+    films = MaskedFilms([(store, [0, 1, 2]), (store, [2])])
+    assert [bool(films[n][3]) for n in range(4)] == [True, False, True, True]
+    assert films.strata == [0, 1, 0, 2]
+    assert films.clear == 3
+
+
+def test_a_batch_becomes_films_with_what_covers_them(store: Store) -> None:
+    torch.manual_seed(0)
+    films = MaskedFilms([(store, [0, 1])])
+    batch = default_collate([films[0], films[1]])
     recipe = load_recipe("segmenter-student")
-    assert replace(recipe, network=NAME).augment.opacity > 0
+    recipe = replace(recipe, augment=replace(recipe.augment, opacity=1.0))
+    task = SegmenterTask(torch.nn.Identity(), recipe, replace(recipe.phases[0], size=64), 0, ["films"])
+    x, target = task.prepare(batch, train=True)
+    assert x.shape == target.lung.shape == target.covered.shape == (2, 1, 64, 64)
+    assert target.clear.tolist() == [True, False]
+    assert target.covered.amax((1, 2, 3)).min() > 0
+    assert target.covered[target.lung > 0].mean() > 2 * target.covered[target.lung == 0].mean()
+    _, shown = task.prepare(batch, train=False)
+    assert shown.covered.max() == 0
+
+
+@pytest.mark.parametrize("lacking", ["paint", "clear lungs"])
+def test_what_could_never_learn_opacity_is_refused(lacking: str, store: Store, tmp_path: Path) -> None:
+    recipe = load_recipe("segmenter-student")
+    if lacking == "paint":
+        recipe = replace(recipe, augment=replace(recipe.augment, opacity=0.0))
+    else:
+        store = replace(store, records=tuple(replace(record, label="COVID-19") for record in store.records))
+    parts = dict(zip("abc", ("train", "train", "val"), strict=True)) | {"broken": "test"}
+    split = Split(tuple(Row("films", r.id, r.sha256, r.label, r.id, parts[r.id]) for r in store.records))
+    with pytest.raises(RecipeError, match="learns opacity from opacities painted on clear lungs"):
+        train_segmenter(recipe, [(store, split)], tmp_path / "run", seed=0, hardware=Hardware("cpu"))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +30,7 @@ from lungscope.pipeline import Analyzer, FindLungs
 from lungscope.radiograph import Geometry, Radiograph
 from lungscope.readers import read
 from lungscope.stages.segmentation import Mask, dice
+from lungscope.stages.segmentation import split as split_mask
 
 SPLIT = "split.csv"
 DISAGREE = "disagree"
@@ -65,7 +67,8 @@ def pseudo_label(
 
     Every bundle looks at a film and at its mirror image. A film is kept where any two of these masks overlap by a Dice
     of `agree` or more, and where no lungs found on the film itself look implausible. Its mask is where the mean of the
-    probabilities reaches one half; it also lies as PNG, 0 or 255, on the film's own grid in `dest`/masks.
+    probabilities reaches one half, holes filled and specks dropped; it also lies as PNG, 0 or 255, on the film's own
+    grid in `dest`/masks.
 
     per_label: no more films of a label than that, drawn by `seed`; 0 takes all.
     Val and test parts are not looked at. Nothing stands at `dest` before all is done.
@@ -115,6 +118,8 @@ def pseudo_label(
             "made_by": "lungscope data pseudo-label",
             "segmenters": [[weights.sha256 for weights in bundle.segmenter.members] for bundle in bundles],
             "agree": agree,
+            "per_label": per_label,
+            "seed": seed,
             "looked_at": len(chosen),
             "left_out": dict(left_out),
         }
@@ -126,6 +131,12 @@ def pseudo_label(
         shutil.rmtree(work, ignore_errors=True)
     labels = Counter(store.records[i].label for i in kept)
     return PseudoLabelled(dest, dest / SPLIT, len(chosen), dict(labels), dict(left_out))
+
+
+def pseudo_labels(store: Store) -> dict[str, Any] | None:
+    """By what a store's masks were made, as `store.json` has it; None for a store that was imported."""
+    found: dict[str, Any] | None = json.loads((store.root / "store.json").read_text()).get("pseudo_labels")
+    return found
 
 
 def _drawn(films: list[int], store: Store, per_label: int, seed: int) -> list[int]:
@@ -154,10 +165,8 @@ def _agreed(film: Radiograph, finders: Sequence[FindLungs], agree: float) -> str
         looks.append((other.mask[:, ::-1], other.probability[:, ::-1]))
     if min(dice(a, b) for (a, _), (b, _) in combinations(looks, 2)) < agree:
         return DISAGREE
-    # Specks that are not in any cleaned mask stay out.
-    somewhere = np.logical_or.reduce([mask for mask, _ in looks])
-    found: Mask = somewhere & (np.mean([probability for _, probability in looks], axis=0) >= 0.5)
-    return found
+    right, left, _ = split_mask(np.mean([probability for _, probability in looks], axis=0) >= 0.5)
+    return right | left
 
 
 def _own_split(name: str, store: Store, split: Split, records: Sequence[Record], kept: Sequence[int]) -> Split:

@@ -25,7 +25,8 @@ SCHEMA_VERSION = "1"
 
 @dataclass(frozen=True)
 class Record:
-    """One film. Paths are relative to the store's origin; an empty string means "none" or "not known"."""
+    """One film. Paths are relative to the store's origin, or absolute, as those of pseudo-labels are; an empty string
+    means "none" or "not known"."""
 
     id: str
     image: str

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lungscope.bundle import Bundle
-from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, MOST_LOST, MOST_REGRADED
+from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, MOST_LOST, MOST_SEVERITY_MAE
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
 from lungscope.statistics import number, with_interval
@@ -237,7 +237,7 @@ def _precision(bundle: Bundle) -> list[str]:
              "no classifier" if accuracy is None
              else f"{number(accuracy.f32)} → {number(accuracy.value)} (n = {accuracy.films})",
              "no classifier" if same is None else f"{same:.2%}", number(gate.same_mask),
-             "not measured" if gate.regraded is None else number(gate.regraded, 3), gate.films,
+             "not measured" if gate.severity_mae is None else number(gate.severity_mae, 3), gate.films,
              f"{gate.again:.1%}, closer than {number(gate.margin, 2)}" if gate.margin else "none",
              number(gate.speed, 2))
         )  # fmt: skip
@@ -267,7 +267,7 @@ def _precision(bundle: Bundle) -> list[str]:
         f"`auto` computes in f32, or in what a processor computes natively and whose gate was passed here: Dice and "
         f"accuracy fall by no more than {MOST_LOST}, at least {LEAST_SAME_CLASS:.1%} of films keep their class, and "
         f"masks have a Dice of at least {LEAST_SAME_MASK} with those of f32; where it was measured, zones' severity "
-        f"scores differ by {MOST_REGRADED} on average or less. Films whose two largest logits are closer "
+        f"scores differ by {MOST_SEVERITY_MAE} on average or less. Films whose two largest logits are closer "
         f"than a margin, found on training films, are computed again in f32. Speed is that of the networks, as a "
         f"multiple of f32's.\n\n{_table(head, rows)}\n\n{' '.join(notes)}".rstrip()
     ]

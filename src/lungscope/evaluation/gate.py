@@ -22,6 +22,7 @@ from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, Compared, Gate
 from lungscope.report import Failure, Report
+from lungscope.stages.severity import LIMITS, Zone
 
 Item = TypeVar("Item")
 
@@ -36,8 +37,8 @@ _NETWORKS = ("segmentation", "classification")
 class _Film:
     """A film in f32 and in the other precision. dice: with its drawn lungs. right: its class; None where not known.
 
-    seconds: in the networks. again: computed in f32 by the other, too. regraded: differences of the zones' severity
-    scores, where both have them.
+    seconds: in the networks. again: computed in f32 by the other, too. severity: absolute differences of the
+    zones' scores.
     """
 
     dice: tuple[float, float] | None
@@ -46,7 +47,7 @@ class _Film:
     same_class: bool
     seconds: tuple[float, float] | None
     again: bool
-    regraded: list[int]
+    severity: list[int]
 
 
 def find_margin(
@@ -139,7 +140,7 @@ def measure_gate(
     times = np.sum([row.seconds for row in rows if row.seconds], axis=0)
     if not np.all(times):
         raise DataError(f"None of {len(rows)} films of part {part!r} could be analysed in f32 and {precision}.")
-    regraded = [difference for row in rows for difference in row.regraded]
+    severity = [difference for row in rows for difference in row.severity]
     gate = Gate(
         films=len(rows),
         dice=_mean(dice),
@@ -149,7 +150,7 @@ def measure_gate(
         speed=float(times[0] / times[1]),
         margin=margin,
         again=float(np.mean([row.again for row in rows])),
-        regraded=float(np.mean(regraded)) if regraded else None,
+        severity_mae=float(np.mean(severity)) if severity else None,
     )
     return gate, {"part": part, "stores": [store.name for store, _ in data], **_facts(other)}
 
@@ -205,7 +206,7 @@ def _facts(analyzer: Analyzer) -> dict[str, Any]:
 def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | None, label: str) -> _Film:
     reports = [result if isinstance(result, Report) else None for result in (exact, other)]
     classes = [None if r is None or r.classification is None else r.classification.label for r in reports]
-    dice, seconds, again, regraded = None, None, False, []
+    dice, seconds, again, severity = None, None, False, []
     if drawn is not None:
         truth = truth_in(drawn)
         scores = [0.0 if r is None else _dice(on_grid(r.lungs.mask, truth.shape), truth) for r in reports]
@@ -217,11 +218,17 @@ def _compare(exact: Report | Failure, other: Report | Failure, drawn: Path | Non
         seconds, again = (times[0] / 1000, times[1] / 1000), second.run.precision == "f32"
         if first.severity is not None and second.severity is not None:
             zones = ((first.severity.zones[name], second.severity.zones[name]) for name in first.severity.zones)
-            regraded = [abs(a.score - b.score) for a, b in zones if a is not None and b is not None]
+            severity = [_apart(a, b) for a, b in zones]
     else:
         same_mask = float("nan") if first is second else 0.0
     right = (classes[0] == label, classes[1] == label) if label else None
-    return _Film(dice, right, same_mask, classes[0] == classes[1], seconds, again, regraded)
+    return _Film(dice, right, same_mask, classes[0] == classes[1], seconds, again, severity)
+
+
+def _apart(a: Zone | None, b: Zone | None) -> int:
+    if a is None or b is None:
+        return 0 if a is b else len(LIMITS)
+    return abs(a.score - b.score)
 
 
 def _ahead(logits: NDArray[np.float32], label: int) -> float:

@@ -33,7 +33,7 @@ PLAUSIBLE_RATIO = 0.35
 PLAUSIBLE_SOLIDITY = 0.6
 #: Lungs that lie on more than this share of a border are cut off by it.
 CUT_OFF = 0.05
-#: The shorter side, in pixels, on which plausibility is looked at: a larger film is thinned out to it.
+#: A film of twice this shorter side, in pixels, or more is thinned out to it, about, where plausibility is looked at.
 _CHECKED = 256
 #: Members whose masks overlap less than this (mean pairwise Dice) disagree.
 AGREEMENT = 0.9

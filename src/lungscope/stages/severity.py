@@ -27,7 +27,7 @@ LIMITS = (0.05, 1 / 3, 2 / 3)
 #: From which local probability of disease on a place is involved, and from which opacity on.
 INVOLVED = 0.5
 OPAQUE = 0.1
-#: The shorter side, in pixels, that a larger film is thinned out to for counting.
+#: A film of twice this shorter side, in pixels, or more is thinned out to it, about, where pixels are counted.
 _COUNTED = 512
 #: From this score on a zone contradicts a film that is called normal.
 HIGH = 2
@@ -60,7 +60,8 @@ DEFINITIONS: dict[Basis, str] = {
 
 @dataclass(frozen=True)
 class Zone:
-    """score: 0..3. extent: involved share of `pixels`, 0..1. evidence: mean log-odds of disease. rows: start, stop."""
+    """score: 0..3. pixels: of the lung, about. extent: involved share of them, 0..1. evidence: mean log-odds of
+    disease. rows: start, stop."""
 
     score: int
     pixels: int
@@ -116,11 +117,11 @@ class Severity:
 
 def grade(classification: Classification, lungs: LungMask) -> Severity:
     """Score the six zones by `DEFINITIONS`. A large film's pixels are counted on every n-th row and column."""
+    basis: Basis = "evidence" if lungs.opacity is None else "opacity"
     if NORMAL not in classification.labels:
         names = ", ".join(classification.labels)
-        return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).")
+        return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).", basis)
     log_odds, probability = disease(classification)
-    basis: Basis = "evidence" if lungs.opacity is None else "opacity"
     step = max(1, min(lungs.mask.shape) // _COUNTED)
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
@@ -171,7 +172,7 @@ def contradicts(label: str, scores: Iterable[int | None]) -> bool:
     """Whether a film's most probable class and its zones' scores say different things.
 
     They do where the class is `NORMAL` and a zone scores `HIGH` or more, and where it is a disease and every zone that
-    is scored has 0: the class follows from the mean of the map, a score from the share of places where disease leads.
+    is scored has 0.
     """
     known = [score for score in scores if score is not None]
     return bool(known) and (max(known) >= HIGH if label == NORMAL else max(known) == 0)
@@ -216,6 +217,6 @@ def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> 
     return sum(value * pixels for value, pixels in known) / sum(pixels for _, pixels in known) if known else None
 
 
-def _none(reason: str) -> Severity:
+def _none(reason: str, basis: Basis) -> Severity:
     empty: dict[str, Zone | None] = dict.fromkeys("ABCDEF")
-    return Severity(empty, None, {"right": None, "left": None}, None, reason)
+    return Severity(empty, None, {"right": None, "left": None}, None, reason, basis)

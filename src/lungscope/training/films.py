@@ -24,6 +24,7 @@ class MaskedFilms(Dataset[tuple[Tensor, Tensor, int, bool]]):
         self.stores = [store for store, _ in chosen]
         self.items = [(s, i) for s, (store, indices) in enumerate(chosen) for i in indices if store.records[i].mask]
         kinds = [(s, self.stores[s].records[i].label) for s, i in self.items]
+        self.clear = sum(label == NORMAL for _, label in kinds)
         number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
         self.strata = [number[kind] for kind in kinds]
 

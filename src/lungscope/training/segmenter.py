@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lungscope.data.pseudo import pseudo_labels
 from lungscope.data.split import Split, parts_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
+from lungscope.stages.severity import NORMAL
 from lungscope.training.augment import paint_opacities, random_affine, random_tone, to_float, warp
 from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import MaskedFilms
-from lungscope.training.networks import build_segmenter
+from lungscope.training.networks import build_segmenter, finds_opacity
 from lungscope.training.recipe import Phase, Recipe
 
 #: Weight of the opacity map's loss beside the lung map's.
@@ -100,7 +102,8 @@ def train_segmenter(
     """Train `recipe.network` on the masked films of the train parts; validate on the val parts; never touch the test
     parts.
 
-    initial: weights to start from, of the same network; with `encoder_only`, of any with the same encoder.
+    initial: weights to start from, of the same network, with or without its map of opacity; with `encoder_only`, of any
+    with the same encoder. A network with that map needs opacities to be painted, and films of the class Normal.
     Returns the path of `folder/weights.safetensors`. Raises RecipeError or DataError where recipe and data do not fit.
     """
     if recipe.kind != "segmenter":
@@ -109,12 +112,19 @@ def train_segmenter(
     val = MaskedFilms([(store, split.select(store, "val")) for store, split in data])
     if not len(train) or not len(val):
         raise DataError(f"{len(train)} training and {len(val)} validation films have a lung mask; both are needed")
+    if finds_opacity(recipe.network) and not (recipe.augment.opacity and train.clear):
+        raise RecipeError(
+            f"{recipe.network} learns opacity from opacities painted on clear lungs: the recipe paints them on "
+            f"{recipe.augment.opacity:.0%} of films, and {train.clear} training films with a mask are of the class "
+            f"{NORMAL}; both are needed. `lungscope data pseudo-label` makes masks for such films"
+        )
     names = [store.name for store, _ in data]
     facts = {
         "network": recipe.network,
         "stores": names,
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
+        "pseudo_labels": {store.name: found for store, _ in data if (found := pseudo_labels(store)) is not None},
     }
     run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial, encoder_only)
     return run.fit(

@@ -244,7 +244,9 @@ def _plain(job: Job, steps: int, pipe: Connection) -> None:
             optimizer.zero_grad()
             target = target.to(device)
             if films.masks:
-                target = Target(target, torch.zeros_like(target), torch.zeros(len(target), dtype=torch.bool))
+                target = Target(
+                    target, torch.zeros_like(target), torch.zeros(len(target), dtype=torch.bool, device=device)
+                )
             loss = task.loss(network(x.to(device)), target)
             torch.autograd.backward(loss)
             optimizer.step()
