@@ -117,7 +117,7 @@ def pipeline(
     out: Out = None,
     json_: Json = False,
 ) -> None:
-    """The whole way: severity beside radiologists' scores, evidence and opacity beside drawn disease, and what failed."""
+    """The whole way: severity beside radiologists' scores, evidence and opacity beside drawn disease, what failed."""
     if severity is None and lesions is None:
         raise UsageError("Nothing to evaluate on. Give --severity, --lesions or both.")
     analyzer = Analyzer(locate(model), device=device, precision=precision, streams=cores())

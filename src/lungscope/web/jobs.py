@@ -286,6 +286,7 @@ def park(report: Report, folder: Path) -> Report:
         return cast(Array, np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)))
 
     lungs, saliency = report.lungs, report.saliency
+    opacity = lungs.opacity
     return replace(
         report,
         film=replace(report.film, pixels=mapped("film", report.film.pixels)),
@@ -295,6 +296,7 @@ def park(report: Report, folder: Path) -> Report:
             left=mapped("left", lungs.left),
             right=mapped("right", lungs.right),
             probability=mapped("probability", lungs.probability),
+            opacity=None if opacity is None else replace(opacity, map=mapped("opacity", opacity.map)),
         ),
         saliency=None if saliency is None else replace(saliency, map=mapped("saliency", saliency.map)),
     )
