@@ -137,7 +137,7 @@ class Geometry:
         """A map over the network's field of view, [h, w] with h = w of any size, at the crossings of rows and columns
         of the film, which must be `inside`: f32 [len(rows), len(columns)], as `to_window` has it there."""
         if grid.shape[0] > self.side:
-            return self.to_window(grid)[np.ix_(rows - self.top, columns - self.left)]
+            return np.asarray(self.to_window(grid)[np.ix_(rows - self.top, columns - self.left)], np.float32)
         grid = np.asarray(grid, np.float32)
 
         def between(places: NDArray[np.integer], start: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Pixels]:
