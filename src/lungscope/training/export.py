@@ -181,22 +181,25 @@ def parity(graph: nn.Module, path: Path, films: NDArray[np.float32], outputs: li
 
 
 def export_graph(graph: nn.Module, path: Path, films: NDArray[np.float32], outputs: list[str]) -> dict[str, float]:
-    """Export, gate in f32, store as f16, gate again. Returns the differences; raises BundleError where a gate fails."""
+    """Export, gate in f32, and store weights as f16 where that passes a gate, too, else as they are. Returns the
+    differences; raises BundleError where the runtime computes the graph differently from torch."""
     to_onnx(graph, films.shape[-1], path, outputs)
     exact = parity(graph, path, films, outputs)
-    store_as_f16(path)
-    stored = parity(graph, path, films, outputs)
-    for name in outputs:
-        # Maps and logits have no fixed range; the tolerance is a share of what they span on these films.
-        span = _span(graph, films, outputs, name)
+    # Maps and logits have no fixed range; the tolerance is a share of what they span on these films.
+    spans = {name: _span(graph, films, outputs, name) for name in outputs}
+    for name, span in spans.items():
         if not exact[name] <= TOLERANCE * span:
             raise BundleError(
                 f"{path.name}: runtime and torch differ by {exact[name]:.2g} in {name}; the gate is {TOLERANCE}"
             )
-        if not stored[name] <= STORED_TOLERANCE * span:
-            raise BundleError(
-                f"{path.name}: f16 weights change {name} by {stored[name]:.2g}; the gate is {STORED_TOLERANCE}"
-            )
+    whole = path.read_bytes()
+    store_as_f16(path)
+    stored = parity(graph, path, films, outputs)
+    if wide := [name for name, span in spans.items() if not stored[name] <= STORED_TOLERANCE * span]:
+        changes = ", ".join(f"{name} by {stored[name]:.2g}" for name in wide)
+        log.warning("%s: stored as f32; f16 would change %s, the gate is %g", path.name, changes, STORED_TOLERANCE)
+        path.write_bytes(whole)
+        stored = exact
     return {f"{name}_f32": exact[name] for name in outputs} | {f"{name}_stored": stored[name] for name in outputs}
 
 
