@@ -77,6 +77,8 @@ def fold(model: openvino.Model) -> None:
         new = None
         if node.get_type_name() == "BatchNormInference":
             new = _folded(node, ops)
+        elif node.get_type_name() == "ConvolutionBackpropData":
+            _name_by_sum(node)
         elif node.get_type_name() == "Multiply":
             first, second = node.input_value(0), node.input_value(1)
             for x, gate in ((first, second), (second, first)):
@@ -87,6 +89,14 @@ def fold(model: openvino.Model) -> None:
             new.set_friendly_name(node.get_friendly_name())
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(new.output(0))
+
+
+def _name_by_sum(node: Any) -> None:
+    """Name a transposed convolution after the sum with its bias, which has the name of both in the ONNX file; its own is
+    a number that no other reading gives again."""
+    targets = [target.get_node() for target in node.output(0).get_target_inputs()]
+    if len(targets) == 1 and targets[0].get_type_name() == "Add":
+        node.set_friendly_name(f"{targets[0].get_friendly_name()}/WithoutBiases")
 
 
 def _folded(node: Any, ops: Any) -> Any:

@@ -38,6 +38,7 @@ class Small(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.SiLU(),
             nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.SiLU(),
+            nn.MaxPool2d(2), nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
             nn.Conv2d(8, 1, 1),
         )  # fmt: skip
 
