@@ -38,7 +38,6 @@ class Small(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.SiLU(),
             nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.SiLU(),
-            nn.MaxPool2d(2), nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
             nn.Conv2d(8, 1, 1),
         )  # fmt: skip
 
@@ -129,6 +128,27 @@ def test_what_is_put_back_computes_what_nncf_made(
         np.testing.assert_array_equal(cached, ours[:1])
     f32 = Runtime("cpu").compile(graph, batch=1, cache_key="c" * 64, int8=int8)({"image": images[:1]})["probability"]
     np.testing.assert_allclose(f32, exact[:1], atol=1e-5)
+
+
+def test_a_transposed_convolution_is_found_again(images: np.ndarray, tmp_path: Path) -> None:
+    """OpenVINO gives the name that it has in the ONNX file to the sum with its bias."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 1, 1),
+    )
+    path = tmp_path / "up.onnx"
+    to_onnx(SegmenterGraph(nn.Sequential(*layers)), SIZE, path, ["probability"])
+    found = quantize_graph(path, images)
+    model = quantization.read(path)
+    quantization.insert(model, found, path)
+    transposed = next(n for n in model.get_ordered_ops() if n.get_type_name() == "ConvolutionBackpropData")
+    assert [transposed.input_value(port).get_node().get_type_name() for port in (0, 1)] == ["FakeQuantize"] * 2
+    assert transposed.get_friendly_name() in {name for quantizer in found.quantizers for name, _ in quantizer.feeds}
 
 
 def quantised() -> Any:
