@@ -92,8 +92,8 @@ def fold(model: openvino.Model) -> None:
 
 
 def _name_by_sum(node: Any) -> None:
-    """Name a transposed convolution after the sum with its bias, which has the name of both in the ONNX file; its own is
-    a number that no other reading gives again."""
+    """Name a transposed convolution after the sum with its bias, which has the name of both in the ONNX file; its own
+    is a number that no other reading gives again."""
     targets = [target.get_node() for target in node.output(0).get_target_inputs()]
     if len(targets) == 1 and targets[0].get_type_name() == "Add":
         node.set_friendly_name(f"{targets[0].get_friendly_name()}/WithoutBiases")

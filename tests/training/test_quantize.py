@@ -147,7 +147,7 @@ def test_a_transposed_convolution_is_found_again(images: np.ndarray, tmp_path: P
     model = quantization.read(path)
     quantization.insert(model, found, path)
     transposed = next(n for n in model.get_ordered_ops() if n.get_type_name() == "ConvolutionBackpropData")
-    assert [transposed.input_value(port).get_node().get_type_name() for port in (0, 1)] == ["FakeQuantize"] * 2
+    assert transposed.input_value(1).get_node().get_type_name() == "FakeQuantize"
     assert transposed.get_friendly_name() in {name for quantizer in found.quantizers for name, _ in quantizer.feeds}
 
 
