@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lungscope.radiograph import Pixels, box
 from lungscope.stages.classification import Classification, softmax
@@ -127,23 +128,18 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
         rows, columns = box(lung)
+        down, across = np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step)
+        part = lung[rows.start : rows.stop : step, columns.start : columns.stop : step]
+        evidence = classification.geometry.at(log_odds, down, across)
+        if lungs.opacity is None:
+            involved = classification.geometry.at(probability, down, across) > INVOLVED
+        else:
+            involved = lungs.opacity.geometry.at(lungs.opacity.map, down, across) > OPAQUE
         edges = [rows.start + (rows.stop - rows.start) * third // 3 for third in range(4)]
-        across = np.arange(columns.start, columns.stop, step)
-        for letter, (start, stop) in zip(ZONES[side], pairwise(edges), strict=True):
-            part = lung[start:stop:step, columns.start : columns.stop : step]
-            if not part.any():
-                zones[letter] = None
-                continue
-            places = np.arange(start, stop, step), across
-            if lungs.opacity is None:
-                involved = classification.geometry.at(probability, *places)[part] > INVOLVED
-            else:
-                involved = lungs.opacity.geometry.at(lungs.opacity.map, *places)[part] > OPAQUE
-            evidence = classification.geometry.at(log_odds, *places)[part]
-            extent = float(involved.mean())
-            zones[letter] = Zone(
-                score_of(extent), involved.size * step**2, extent, float(evidence.mean(dtype=np.float64)), (start, stop)
-            )
+        for letter, span in zip(ZONES[side], pairwise(edges), strict=True):
+            here = slice(*np.searchsorted(down, span))
+            inside = part[here]
+            zones[letter] = _zone(involved[here][inside], evidence[here][inside], span, step) if inside.any() else None
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
         zones=zones,
@@ -210,6 +206,14 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
         "knows no class, finds air hidden."
     )
     return f"{found} {rule} {why} Neither is confirmed by the other: look at the film."
+
+
+def _zone(involved: NDArray[np.bool_], evidence: Pixels, rows: tuple[int, int], step: int) -> Zone:
+    """A zone from what is found at every `step`-th row and column of its lung."""
+    extent = float(involved.mean())
+    return Zone(
+        score_of(extent), involved.size * step**2, extent, float(evidence.mean(dtype=np.float64)), (rows[0], rows[1])
+    )
 
 
 def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> float | None:
