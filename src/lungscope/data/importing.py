@@ -372,7 +372,7 @@ def _load(origin: Path, wanted: _Entry, size: int, read: Callable[[Path], Radiog
     if film.mask:
         lungs, notes = _load_mask(origin, film.mask, radiograph.shape)
         if lungs is not None:
-            mask = (Geometry.letterbox(lungs.shape, size).to_network(lungs) >= 0.5).astype(np.uint8) * np.uint8(255)
+            mask = on_store_grid(lungs, size)
     used = film.mask != "" and bool(mask.any())
     return _Entry(*wanted.key, *radiograph.shape, used, notes), image, mask
 
@@ -397,6 +397,13 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
     if grid.max() <= 1:
         scale = 1
     return grid > scale / 2, float(((grid != 0) & (grid != scale)).mean())
+
+
+def on_store_grid(mask: NDArray[np.bool_], size: int) -> Grid:
+    """A mask [h, w] as a store holds it: u8 [size, size], 255 where half of a cell or more is set, else 0."""
+    height, width = mask.shape
+    shares = Geometry.letterbox((height, width), size).to_network(mask)
+    return (shares >= 0.5).astype(np.uint8) * np.uint8(255)
 
 
 def same_aspect(mask: tuple[int, ...], film: tuple[int, ...]) -> bool:

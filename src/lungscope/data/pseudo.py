@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from lungscope.batch import in_order
 from lungscope.bundle import Bundle
+from lungscope.data.importing import on_store_grid
 from lungscope.data.split import Row, Split
 from lungscope.data.store import SCHEMA_VERSION, Record, Store, write_records
 from lungscope.errors import DataError, InputError, UsageError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer, FindLungs
-from lungscope.radiograph import Geometry, Radiograph
+from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.stages.segmentation import Mask, dice
 from lungscope.stages.segmentation import split as split_mask
@@ -102,8 +103,7 @@ def pseudo_label(
                 mask = found.astype(np.uint8) * np.uint8(255)
                 if not cv2.imwrite(str(work / "masks" / f"{len(kept)}.png"), mask):
                     raise DataError(f"{work}: a mask could not be written. Is the disk full?")
-                grid = Geometry.letterbox((found.shape[0], found.shape[1]), store.size).to_network(found) >= 0.5
-                grids.append(grid.astype(np.uint8) * np.uint8(255))
+                grids.append(on_store_grid(found, store.size))
                 kept.append(chosen[n])
             progress(n + 1, len(chosen))
         if not kept:

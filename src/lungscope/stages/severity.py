@@ -211,9 +211,7 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
 def _zone(involved: NDArray[np.bool_], evidence: Pixels, rows: tuple[int, int], step: int) -> Zone:
     """A zone from what is found at every `step`-th row and column of its lung."""
     extent = float(involved.mean())
-    return Zone(
-        score_of(extent), involved.size * step**2, extent, float(evidence.mean(dtype=np.float64)), (rows[0], rows[1])
-    )
+    return Zone(score_of(extent), involved.size * step**2, extent, float(evidence.mean(dtype=np.float64)), rows)
 
 
 def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> float | None:
