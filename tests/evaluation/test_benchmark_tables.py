@@ -279,3 +279,11 @@ def test_names_at_the_end_of_curves_do_not_overlap() -> None:
     places = sorted(float(e.attrib["y"]) for e in picture.iter() if (e.text or "").startswith("network "))
     assert len(places) == 15
     assert min(b - a for a, b in itertools.pairwise(places)) >= 13.9
+
+
+def test_a_page_names_the_gpu_that_trained(tmp_path: Path) -> None:
+    first, second = SEGMENTERS[:2]
+    cells = [{**first, "training": {**first["training"], "gpu": "An NVIDIA GPU", "precision": "bf16-mixed"}}, second]
+    pages = {path.name: path for path in render(write(tmp_path, cells), "segmentation")}
+    page = pages["segmentation.md"].read_text(encoding="utf-8")
+    assert "Trained on: 2 cores of A processor, 32-true; An NVIDIA GPU, 2 cores of A processor, bf16-mixed." in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +34,8 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this file belongs to, "-dirty" where files differ from it; None for an installed
-    package, or without git."""
+    """The commit of the checkout that this file belongs to, "-dirty" where files differ from it; for an installed
+    package, or without git, what LUNGSCOPE_COMMIT says, which a container's build sets; else None."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
@@ -42,5 +43,5 @@ def commit() -> str | None:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         same = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode == 0
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("LUNGSCOPE_COMMIT") or None
     return head.stdout.strip() + ("" if same else "-dirty")

@@ -87,7 +87,8 @@ def _facts(cells: Sequence[dict[str, Any]], times: Times | None) -> list[str]:
     )
     hardware = sorted(
         {
-            f"{cell['hardware']['cores']} cores of {cell['hardware']['processor']}, {cell['training']['precision']}"
+            (f"{gpu}, " if (gpu := cell["training"].get("gpu")) else "")
+            + f"{cell['hardware']['cores']} cores of {cell['hardware']['processor']}, {cell['training']['precision']}"
             for cell in cells
         }
     )

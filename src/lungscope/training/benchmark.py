@@ -241,6 +241,7 @@ class Bench:
         training = {
             "seconds": sum(row["training"]["seconds"] for row in rows),
             "precision": rows[0]["training"]["precision"],
+            "gpu": rows[0]["training"].get("gpu"),
             "weights_sha256": [sha256_of(run.weights) for run in trained],
         }
         return {
@@ -268,6 +269,7 @@ def _training(trained: Trained, run: Path) -> dict[str, Any]:
         "joules": _joules(epochs),
         "best_epoch": trained.facts["epoch"],
         "precision": trained.facts["precision"],
+        "gpu": trained.facts.get("gpu"),
         "torch": trained.facts["torch"],
         "weights_sha256": sha256_of(trained.weights),
         "epochs": epochs,

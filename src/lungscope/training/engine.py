@@ -67,6 +67,10 @@ class Hardware:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16-mixed" if fast else "32-true"
 
+    def gpu(self) -> str | None:
+        """The name of the NVIDIA GPU that trains; None where none does."""
+        return torch.cuda.get_device_name() if torch.cuda.is_available() and self.accelerator != "cpu" else None
+
 
 class Task(lightning.LightningModule):
     """One phase of training one network. Subclasses say how a batch becomes input, loss and validation metrics."""
@@ -259,6 +263,8 @@ class Run:
         self._claim_folder()
         keep_freed_memory(None)
         torch.set_float32_matmul_precision("high")
+        # What is allocated is written before it is read, so to fill it first would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         previous = self.initial
         for number, phase in enumerate(self.recipe.phases, 1):
             folder = self.folder / f"phase-{number}"
@@ -315,6 +321,7 @@ class Run:
             "seed": self.seed,
             "torch": torch.__version__,
             "processor": platform.processor() or platform.machine(),
+            "gpu": hardware.gpu(),
             "precision": hardware.lightning_precision(),
         }
         keep = KeepBest(folder, recipe, phase, facts)

@@ -33,9 +33,9 @@ ENCODERS = {
 }
 SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS for e in ENCODERS}
 
-#: What ends the name of a segmenter that also says how opaque the lungs are, place by place.
+#: What ends the name of a segmenter that also says how opaque the lungs are, place by place. Each has such a twin.
 OPACITY = "-opacity"
-SEGMENTERS |= {f"linknet-efficientnetlite2{OPACITY}": ("linknet", "efficientnetlite2")}
+SEGMENTERS |= {name + OPACITY: row for name, row in SEGMENTERS.items()}
 
 
 @dataclass(frozen=True)
