@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lungscope.hardware import cores
 
 Pixels = NDArray[np.float32]
+#: Rows and columns of a film.
+Box = tuple[slice, slice]
 Result = TypeVar("Result")
 
 #: Pixels from which work on two cores is done sooner than on one, in spite of starting threads for it.
@@ -54,7 +56,7 @@ class Radiograph:
         return height, width
 
 
-def box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+def box(mask: NDArray[np.bool_]) -> Box:
     """The rows and columns of the smallest box that holds all set pixels of `mask` [H, W]; both empty without any."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     return slice(top, top + height), slice(left, left + width)
@@ -114,7 +116,7 @@ class Geometry:
         return _resample(window, self.size)
 
     @property
-    def inside(self) -> tuple[slice, slice]:
+    def inside(self) -> Box:
         """The rows and columns of the film that lie in the window."""
         height, width = self.source_shape
         rows = slice(max(self.top, 0), min(self.top + self.side, height))
@@ -125,7 +127,7 @@ class Geometry:
         [side, side]."""
         return _resample(np.ascontiguousarray(grid, np.float32), self.side)
 
-    def in_window(self, part: tuple[slice, slice]) -> tuple[slice, slice]:
+    def in_window(self, part: Box) -> Box:
         """Where rows and columns of the film, which must be `inside`, lie in the window."""
         rows, columns = part
         return (

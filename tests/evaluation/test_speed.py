@@ -103,6 +103,12 @@ def test_the_command_measures_and_draws(tiny: Path, tmp_path: Path) -> None:
     stages = {"read", "quality", "segmentation", "classification", "localization", "severity"}
     writers = {"write json", "write png", "write html"}
     assert set(result["single_films"]["film.png"]["stages_ms"]) == stages | writers | before
+    inside = result["single_films"]["film.png"]["networks"]
+    assert inside["calls"] == 2
+    assert 0 < inside["ms"]["median"] < result["single_films"]["film.png"]["latency_ms"]["lungscope"]["median"]
+    assert inside["of_ideal"] == pytest.approx(inside["ms"]["median"] / inside["ideal_ms"], rel=1e-3)
+    ideal = sum(graph["ideal_ms"] for graph in result["networks"]["graphs"].values())
+    assert inside["ideal_ms"] == pytest.approx(ideal, rel=1e-3)
     assert result["processes"]["lungscope analyze"]["first"]["starts"] == 1
     assert "film.png: lungscope" in done.stdout
     for plot in ("latency.svg", "memory.svg"):

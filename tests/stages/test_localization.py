@@ -58,3 +58,19 @@ def test_without_evidence_in_the_lungs_there_is_no_peak(column: int | None) -> N
     assert not result.map.any()
     assert result.fraction_in_lungs == (None if column is None else 0.0)
     assert result.to_json()["peak"] is None
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3])
+def test_a_large_film_is_summed_up_in_bands(bands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lungscope.radiograph.cores", lambda: bands)
+    side = 1400
+    cam = np.random.default_rng(0).normal(size=(2, 8, 8)).astype(np.float32)
+    cam[0, 1, 2] = cam[0, 6, 5] = 9.0  # two places with the largest value: the upper one counts
+    right = np.zeros((side, side), np.bool_)
+    right[100:1300, 60:600] = True
+    result = localize(classification(cam, shape=(side, side)), lungs(right, right[:, ::-1]))
+    assert result.peak == np.unravel_index(result.map.argmax(), result.map.shape)
+    assert result.peak_value == result.map.max()
+    everywhere = np.ones((side, side), np.bool_)
+    whole = localize(classification(cam, shape=(side, side)), lungs(everywhere, everywhere & False)).map
+    assert result.fraction_in_lungs == pytest.approx(result.map.sum() / whole.sum(), rel=1e-4)

@@ -12,7 +12,7 @@ from bundles import write_bundle
 from films import LUNG, TISSUE, draw, radiograph
 from lungscope.bundle import Bundle
 from lungscope.errors import LungscopeError, QualityError
-from lungscope.radiograph import Geometry
+from lungscope.radiograph import Geometry, box
 from lungscope.runtime import Network, Runtime
 from lungscope.stages.segmentation import LungMask, Segmenter, pool, split
 
@@ -210,3 +210,16 @@ def test_no_lungs_is_an_error_that_names_the_file(tiny: Path) -> None:
         segmenter.segment(film)
     with pytest.raises(QualityError, match="No lungs found in the image"):
         segmenter.segment(replace(film, source=replace(film.source, path=None)))
+
+
+@pytest.mark.parametrize("sides", ["right", "left", "right left", ""])
+def test_the_box_of_the_lungs_is_that_of_their_mask(sides: str) -> None:
+    masks = {"right": np.zeros((40, 50), np.bool_), "left": np.zeros((40, 50), np.bool_)}
+    if "right" in sides:
+        masks["right"][10:30, 5:15] = True
+    if "left" in sides:
+        masks["left"][12:35, 20:45] = True
+    mask = masks["right"] | masks["left"]
+    found = LungMask(mask, mask.astype(np.float32), masks["left"], masks["right"], None, None, ())
+    assert found.box == box(mask)
+    assert found.boxes == {side: box(lung) for side, lung in masks.items()}

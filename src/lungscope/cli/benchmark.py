@@ -192,10 +192,10 @@ def runtime(
             eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
             command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
             result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
-        analyzer = Analyzer(bundle, device=device, precision=precision)
+        analyzer = speed.WatchedAnalyzer(bundle, device=device, precision=precision)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
         result["networks"] = speed.networks(bundle, device, repeats, graphs, chosen)
-        result["single_films"] = speed.single_films(analyzer, measured, repeats, eager)
+        result["single_films"] = speed.single_films(analyzer, measured, repeats, eager, result["networks"]["graphs"])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "runtime.json", result)
     write_text(out / "latency.svg", speed.latency_plot(result))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,16 +81,49 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> di
     return timings
 
 
+class WatchedAnalyzer(Analyzer):
+    """An Analyzer that keeps how long each call of a network took, in milliseconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls: list[float] = []
+        super().__init__(*args, **kwargs)
+
+    def _load(
+        self,
+        engine: runtime.Runtime,
+        pool: ThreadPoolExecutor,
+        made: Callable[[runtime.Network], runtime.Network] = lambda network: network,
+    ) -> Any:
+        def watched(network: runtime.Network) -> runtime.Network:
+            def call(inputs: Mapping[str, Any]) -> Any:
+                timing = Timing()
+                answer = timing.time(partial(network, inputs))
+                self.calls += timing.calls
+                return answer
+
+            return call
+
+        return super()._load(engine, pool, lambda network: watched(made(network)))
+
+
 def single_films(
-    analyzer: Analyzer, films: Mapping[str, Path], repeats: int, baselines: Mapping[str, Callable[[Path], Any]]
+    analyzer: WatchedAnalyzer,
+    films: Mapping[str, Path],
+    repeats: int,
+    baselines: Mapping[str, Callable[[Path], Any]],
+    graphs: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """By film: latency of `analyzer` and of `baselines`, path in and result out, and the analyzer's stages; beside them
     what of two stages it takes to bring the film to the network's grid, and what it takes to write the result's files.
+
+    networks: what of a film's latency the networks take, how often they are called, and how long these calls would take
+    at the processor's peak (`networks`, whose `graphs` are given; None where that is not known).
     """
     found = {}
     for name, film in films.items():
         stages: dict[str, Timing] = {}
-        contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(_staged, analyzer, film, stages)}
+        inside = Timing()
+        contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(_staged, analyzer, film, stages, inside)}
         contenders |= {baseline: partial(work, film) for baseline, work in baselines.items()}
         latency = interleaved(contenders, repeats)
         report = analyzer.analyze(film)
@@ -97,13 +131,31 @@ def single_films(
             writers = {f"write {kind}": partial(write, report, Path(folder), [kind]) for kind in DEFAULT_FORMATS}
             stages |= interleaved(_preprocessing(analyzer.bundle, report) | writers, repeats)
         height, width = report.film.shape
+        analyzer.calls.clear()
+        analyzer.analyze(film)
+        ideal = _ideal(analyzer.bundle, len(analyzer.calls), graphs)
         found[name] = {
             "height": height,
             "width": width,
             "latency_ms": {baseline: timing.to_json() for baseline, timing in latency.items()},
             "stages_ms": {stage: timing.to_json() for stage, timing in stages.items()},
+            "networks": {
+                "calls": len(analyzer.calls),
+                "ms": inside.to_json(),
+                "ideal_ms": ideal,
+                "of_ideal": None if ideal is None else inside.percentiles[2] / ideal,
+            },
         }
     return found
+
+
+def _ideal(bundle: Bundle, calls: int, graphs: Mapping[str, Any]) -> float | None:
+    """Milliseconds that a film's `calls` of the networks would take at the processor's peak: each segmenter is called
+    once, the classifier the other times."""
+    members = [member.network for member in bundle.segmenter.members]
+    classifier = [] if bundle.classifier is None else [bundle.classifier.weights.network] * (calls - len(members))
+    ideals = [graphs[network]["ideal_ms"] for network in (*members, *classifier)]
+    return None if None in ideals else sum(ideals)
 
 
 def _preprocessing(bundle: Bundle, report: Report) -> dict[str, Callable[[], Any]]:
@@ -116,9 +168,11 @@ def _preprocessing(bundle: Bundle, report: Report) -> dict[str, Callable[[], Any
     return work
 
 
-def _staged(analyzer: Analyzer, film: Path, stages: dict[str, Timing]) -> None:
+def _staged(analyzer: WatchedAnalyzer, film: Path, stages: dict[str, Timing], inside: Timing) -> None:
+    analyzer.calls.clear()
     for stage, milliseconds in analyzer.analyze(film).run.timings_ms.items():
         stages.setdefault(stage, Timing()).calls.append(milliseconds)
+    inside.calls.append(sum(analyzer.calls))
 
 
 def networks(
@@ -322,6 +376,9 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         )
         stages = ", ".join(f"{stage} {timing['median']:.1f}" for stage, timing in film["stages_ms"].items())
         yield f"  stages in ms: {stages}"
+        inside = film["networks"]
+        share = "" if inside["of_ideal"] is None else f", {inside['of_ideal']:.1f} times their time at the peak"
+        yield f"  of it in networks, called {inside['calls']} times: {inside['ms']['median']:.1f} ms{share}"
     yield from batch_lines(result)
     for name, starts in result["processes"].items():
         for which, start in starts.items():

@@ -7,12 +7,13 @@ For a head of average pooling and one linear layer, Grad-CAM's map is the class 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from lungscope.radiograph import Pixels, box
+from lungscope.radiograph import Pixels, in_bands
 from lungscope.stages.classification import Classification
 from lungscope.stages.segmentation import LungMask
 
@@ -41,15 +42,32 @@ def localize(classification: Classification, lungs: LungMask) -> Saliency:
     """Bring the positive part of the predicted class's map to the source grid, and keep what lies in the lungs."""
     evidence = np.maximum(classification.cam[classification.index], 0)
     geometry = classification.geometry
-    window, around, lung = geometry.to_window(evidence), geometry.inside, box(lungs.mask)
+    window, around, lung = geometry.to_window(evidence), geometry.inside, lungs.box
     kept = np.zeros(lungs.mask.shape, np.float32)
     cv2.copyTo(window[geometry.in_window(lung)], lungs.mask[lung].view(np.uint8), kept[lung])
     total = cv2.sumElems(window[geometry.in_window(around)])[0]
-    _, value, _, (column, row) = cv2.minMaxLoc(kept[lung])
+    bands = in_bands(_summarised, kept[lung])
+    value = max(band.largest for band in bands)
+    above = list(takewhile(lambda band: band.largest < value, bands))
+    row, column = bands[len(above)].place
     return Saliency(
         map=kept,
         label=classification.label,
-        peak=(lung[0].start + row, lung[1].start + column) if value > 0 else None,
+        peak=(lung[0].start + sum(band.rows for band in above) + row, lung[1].start + column) if value > 0 else None,
         peak_value=value,
-        fraction_in_lungs=cv2.sumElems(kept[lung])[0] / total if total > 0 else None,
+        fraction_in_lungs=sum(band.total for band in bands) / total if total > 0 else None,
     )
+
+
+class _Band(NamedTuple):
+    """Rows of a map: how many, the sum of their values, the largest one and where in the band it is."""
+
+    rows: int
+    total: float
+    largest: float
+    place: tuple[int, int]
+
+
+def _summarised(band: Pixels) -> _Band:
+    _, largest, _, (column, row) = cv2.minMaxLoc(band)
+    return _Band(len(band), cv2.sumElems(band)[0], largest, (row, column))

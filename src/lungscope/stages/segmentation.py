@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.errors import LungscopeError, QualityError
-from lungscope.radiograph import Geometry, Pixels, Radiograph
+from lungscope.radiograph import Box, Geometry, Pixels, Radiograph, box
 from lungscope.runtime import Network, Weights
 from lungscope.stages.quality import Warning_
 
@@ -82,6 +83,23 @@ class LungMask:
     agreement: float | None
     warnings: tuple[Warning_, ...]
     opacity: Opacity | None = None
+
+    @cached_property
+    def boxes(self) -> dict[str, Box]:
+        """The box of the "right" and of the "left" lung; empty where it was not found."""
+        return {"right": box(self.right), "left": box(self.left)}
+
+    @cached_property
+    def box(self) -> Box:
+        """The box of both lungs."""
+        found = [part for part in self.boxes.values() if part[0].stop]
+        if not found:
+            return box(self.mask)
+        rows, columns = ([part[axis] for part in found] for axis in (0, 1))
+        return (
+            slice(min(part.start for part in rows), max(part.stop for part in rows)),
+            slice(min(part.start for part in columns), max(part.stop for part in columns)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         def side(mask: Mask) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lungscope.radiograph import Pixels, box
+from lungscope.radiograph import Pixels
 from lungscope.stages.classification import Classification, softmax
 from lungscope.stages.segmentation import LungMask
 
@@ -127,7 +127,7 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
     step = max(1, min(lungs.mask.shape) // _COUNTED)
     zones: dict[str, Zone | None] = {}
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
-        rows, columns = box(lung)
+        rows, columns = lungs.boxes[side]
         down, across = np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step)
         part = lung[rows.start : rows.stop : step, columns.start : columns.stop : step]
         evidence = classification.geometry.at(log_odds, down, across)
