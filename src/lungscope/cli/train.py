@@ -17,6 +17,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.stages.classification import INPUTS, Input
+from lungscope.training.averaging import average_segmenters
 from lungscope.training.classifier import train_classifier, view_spec
 from lungscope.training.engine import Hardware
 from lungscope.training.films import rank_and_world_size
@@ -130,6 +131,27 @@ def classifier(
         seed=seed,
         initial=imagenet_weights(chosen.network) if pretrained else initial,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
+    )
+    _finish(weights, json_)
+
+
+@app.command()
+def average(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of one segmenter, the newest last.")],
+    data: Stores,
+    split: Splits,
+    out: Out,
+    share: Annotated[
+        list[float] | None, typer.Option("--share", help="How much each run counts, in their order. Default: alike.")
+    ] = None,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    json_: Json = False,
+) -> None:
+    """Make one segmenter of several trainings of it: the mean of their weights, scored on the val parts."""
+    _log_to_terminal()
+    weights = average_segmenters(
+        runs, _open(data, split), out, shares=share or (), hardware=Hardware(accelerator, precision=precision)
     )
     _finish(weights, json_)
 

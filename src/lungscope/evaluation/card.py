@@ -95,6 +95,8 @@ def _training(bundle: Bundle) -> str:
             f"{p['epochs']} × {p['films'] or 'all'} films at {p['size']}²"
             for p in run.get("recipe", {}).get("phases", [])
         )
+        if mean_of := run.get("mean_of"):
+            phases = f"the mean of the weights of {len(mean_of)} runs; the last one: {phases}"
         films = " / ".join(str(run.get("films", {}).get(part, "not stated")) for part in ("train", "val"))
         best = ", ".join(f"{k} {v:.4f}" for k, v in run.get("metrics", {}).items() if k.startswith("val_"))
         facts = (phases, run.get("precision"), best)

@@ -152,6 +152,21 @@ class Task(lightning.LightningModule):
             refresh_batch_norm(self, loader, self.recipe.batch_norm_batches)
 
 
+def validate(task: Task, films: Dataset[Any], batch: int, hardware: Hardware) -> dict[str, float]:
+    """What `task` logs of `films` with the weights that its network has."""
+    trainer = lightning.Trainer(
+        accelerator=hardware.accelerator,
+        devices=1,
+        precision=hardware.lightning_precision(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (found,) = trainer.validate(task, DataLoader(films, batch_size=batch), verbose=False)
+    return {name: float(value) for name, value in found.items()}
+
+
 def refresh_batch_norm(task: Task, loader: DataLoader[Any], batches: int) -> None:
     """Replace the running statistics of every batch-norm layer by their average over `batches` training batches, and
     over the processes that train together."""

@@ -1,0 +1,85 @@
+"""One segmenter out of several trainings of it, with the mean of their weights.
+
+Runs that began at the same weights, or at one another's, mostly lie in one basin: the mean of their weights scores as
+the best of them does, and holds better on films unlike those of the last run (Wortsman et al. 2022, "Model soups" and
+"Robust fine-tuning of zero-shot models").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lungscope.bundle import sha256_of
+from lungscope.data.split import Split, parts_digest
+from lungscope.data.store import Store
+from lungscope.errors import RecipeError
+from lungscope.training.engine import Hardware, validate
+from lungscope.training.export import Trained
+from lungscope.training.films import MaskedFilms
+from lungscope.training.networks import build_segmenter
+from lungscope.training.recipe import Recipe, read_table
+from lungscope.training.segmenter import SegmenterTask
+from lungscope.training.weights import save_weights
+
+
+def average_segmenters(
+    runs: Sequence[Path],
+    data: list[tuple[Store, Split]],
+    folder: Path,
+    *,
+    shares: Sequence[float] = (),
+    hardware: Hardware,
+) -> Path:
+    """Write the mean of the weights of `runs`, batch-norm statistics too, to `folder`/weights.safetensors, and beside
+    it what the last run's file says, with scores on the val parts of `data` of the mean and the SHA-256 of its parts.
+
+    shares: how much each run counts, above 0; they need not sum to 1. None: all alike.
+    Returns the path of the weights. Raises RecipeError for fewer than two runs, runs of different networks or input
+    sizes, shares that do not fit, other val parts than the last run's, or a `folder` that holds something; BundleError
+    for a folder without a finished run.
+    """
+    trained = [Trained.open(run) for run in runs]
+    shares = tuple(shares) or (1.0,) * len(trained)
+    if len(trained) < 2 or len(shares) != len(trained) or min(shares) <= 0:
+        raise RecipeError(f"{len(trained)} runs, shares {list(shares)}: give two runs or more, each a share above 0")
+    if len(kinds := {(str(run.facts["network"]), int(run.facts["size"])) for run in trained}) > 1:
+        what = ", ".join(f"{network} at {size}²" for network, size in sorted(kinds))
+        raise RecipeError(f"The mean of weights is one network's at one size; these runs are of {what}")
+    if folder.exists() and any(folder.iterdir()):
+        raise RecipeError(f"{folder} holds something. Name a new folder")
+    facts = trained[-1].facts
+    if parts_digest(data)["val"] != facts["parts"]["val"]:
+        raise RecipeError(f"{runs[-1]} was validated on other films. Give the stores and splits that it was given")
+    network = build_segmenter(facts["network"])
+    network.load_state_dict(_mean([load_file(run.weights) for run in trained], shares))
+    recipe: Recipe = read_table(Recipe, facts["recipe"], str(trained[-1].weights))
+    names = [store.name for store, _ in data]
+    val = MaskedFilms([(store, split.select(store, "val")) for store, split in data])
+    task = SegmenterTask(network, recipe, replace(recipe.phases[-1], size=int(facts["size"])), facts["seed"], names)
+    mean_of = [
+        {"weights_sha256": sha256_of(run.weights), "share": share / sum(shares)}
+        for run, share in zip(trained, shares, strict=True)
+    ]
+    weights = folder / "weights.safetensors"
+    scores = validate(task, val, recipe.batch, hardware)
+    save_weights(network, weights, {**facts, "mean_of": mean_of, "metrics": scores})
+    return weights
+
+
+def _mean(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    """Tensor by tensor, in f64; counters of batches are the last one's."""
+    total = sum(shares)
+    mean = {}
+    for name, last in states[-1].items():
+        if last.is_floating_point():
+            parts = [share / total * state[name].double() for state, share in zip(states, shares, strict=True)]
+            mean[name] = torch.stack(parts).sum(0).to(last.dtype)
+        else:
+            mean[name] = last
+    return mean

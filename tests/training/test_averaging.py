@@ -1,0 +1,92 @@
+"""One segmenter with the mean of several trainings' weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lungscope.bundle import sha256_of
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import BundleError, RecipeError
+from lungscope.training.averaging import average_segmenters
+from lungscope.training.engine import Hardware
+from lungscope.training.recipe import Phase, Recipe, load_recipe
+from lungscope.training.segmenter import train_segmenter
+
+CPU = Hardware("cpu", precision="32-true")
+
+
+def recipe(network: str = "linknet-mobilenetv2") -> Recipe:
+    return replace(load_recipe("segmenter-paper"), network=network, phases=(Phase(64, 1, 1e-3),), batch=16)
+
+
+@pytest.fixture(scope="module")
+def runs(drawn: tuple[Store, Split], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run, and one that went on from it."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = train_segmenter(recipe(), [drawn], folder / "first", seed=0, hardware=CPU)
+    train_segmenter(recipe(), [drawn], folder / "second", seed=1, hardware=CPU, initial=first)
+    return [folder / "first", folder / "second"]
+
+
+def test_the_mean_has_the_shares_that_are_asked_for(
+    runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path
+) -> None:
+    found = average_segmenters(runs, [drawn], tmp_path / "mean", shares=(1, 3), hardware=CPU)
+    first, second = (load_file(run / "weights.safetensors") for run in runs)
+    mean = load_file(found)
+    assert mean.keys() == first.keys()
+    moved = 0
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * second[name], rtol=1e-5, atol=1e-6)
+            moved += int(not torch.equal(value, second[name]))
+        else:
+            assert torch.equal(value, second[name])
+    assert moved > 50
+    facts, last = (json.loads((run / "weights.json").read_text()) for run in (tmp_path / "mean", runs[1]))
+    assert facts["mean_of"] == [
+        {"weights_sha256": sha256_of(run / "weights.safetensors"), "share": share}
+        for run, share in zip(runs, (0.25, 0.75), strict=True)
+    ]
+    assert {**facts, "metrics": None, "mean_of": None} == {**last, "metrics": None, "mean_of": None}
+    assert facts["metrics"].keys() >= {"val_loss", "val_dice", "val_dice_drawn"}
+    assert facts["metrics"] != last["metrics"]
+
+
+def test_a_run_with_itself_scores_as_before(runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path) -> None:
+    found = average_segmenters([runs[1], runs[1]], [drawn], tmp_path / "mean", hardware=CPU)
+    for name, value in load_file(found).items():
+        torch.testing.assert_close(value, load_file(runs[1] / "weights.safetensors")[name])
+    before = json.loads((runs[1] / "weights.json").read_text())["metrics"]
+    after = json.loads(found.with_suffix(".json").read_text())["metrics"]
+    assert after["val_dice"] == pytest.approx(before["val_dice"], abs=1e-4)
+
+
+def test_what_has_no_mean_is_refused(runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path) -> None:
+    store, split = drawn
+
+    def refused(match: str, *given: Path, **options: tuple[float, ...]) -> None:
+        with pytest.raises(RecipeError, match=match):
+            average_segmenters(given, [drawn], tmp_path / "mean", hardware=CPU, **options)
+        assert not (tmp_path / "mean" / "weights.safetensors").exists()
+
+    refused("two runs or more", runs[0])
+    refused("each a share above 0", *runs, shares=(1.0, 0.0))
+    refused("each a share above 0", *runs, shares=(1.0,))
+    other = train_segmenter(recipe("fpn-mobilenetv2"), [drawn], tmp_path / "other", seed=0, hardware=CPU).parent
+    refused("these runs are of fpn-mobilenetv2 at 64², linknet-mobilenetv2 at 64²", runs[0], other)
+    fewer = Split(tuple(replace(row, part="test") if n == 80 else row for n, row in enumerate(split.rows)))
+    with pytest.raises(RecipeError, match="validated on other films"):
+        average_segmenters(runs, [(store, fewer)], tmp_path / "mean", hardware=CPU)
+    with pytest.raises(BundleError, match="a finished training run"):
+        average_segmenters([runs[0], tmp_path], [drawn], tmp_path / "mean", hardware=CPU)
+    (tmp_path / "mean").mkdir()
+    (tmp_path / "mean" / "mine").touch()
+    refused("holds something", *runs)
