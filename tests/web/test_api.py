@@ -23,6 +23,7 @@ from lungscope.cli.analyze import demo_film
 from lungscope.pipeline import Analyzer
 from lungscope.readers import decode
 from lungscope.report import DISCLAIMER, Report
+from lungscope.stages.severity import DEFINITIONS
 from lungscope.web import jobs
 from lungscope.web.app import create_app, plain_name
 from lungscope.web.limits import HEADERS, Limits
@@ -179,6 +180,15 @@ def test_a_bundle_that_only_segments(tmp_path: Path, film: bytes) -> None:
         (model,) = client.get("/v1/models").json()["models"]
         assert (model["classifier"], model["labels"]) == (None, None)
         refused(client.post(f"{FILM}/demo"), 501, "missing-extra")
+
+
+def test_a_bundle_whose_severity_is_made_of_opacity(tmp_path: Path, film: bytes) -> None:
+    analyzer = Analyzer(write_bundle(tmp_path / "opaque", opacity=True), device="cpu")
+    with TestClient(create_app(analyzer), base_url="http://localhost") as client:
+        answer = send(client, film)
+        severity = answer.json()["report"]["severity"]
+        assert (severity["basis"], severity["definition"]) == ("opacity", DEFINITIONS["opacity"])
+        assert {zone["letter"] for zone in part(client, answer, "layers.json").json()["zones"]} == set("ABCDEF")
 
 
 def test_models_and_health(client: TestClient, analyzer: Analyzer) -> None:

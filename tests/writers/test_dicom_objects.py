@@ -333,6 +333,16 @@ def test_a_bundle_that_only_segments_makes_lungs_overlay_and_report(tmp_path: Pa
     assert_valid(tmp_path / "out", "lungs", "overlay", "report")
 
 
+def test_severity_made_of_opacity_says_so(tmp_path: Path, validator: str) -> None:
+    bundle = write_bundle(tmp_path / "bundle", opacity=True)
+    report = Analyzer(bundle, device="cpu").analyze(dx(tmp_path))
+    assert report.severity is not None and report.severity.basis == "opacity"
+    write(report, tmp_path / "out", ["dicom"])
+    assert_valid(tmp_path / "out", "lungs", "saliency", "overlay", "report")
+    document = dcmread(tmp_path / "out" / "report.dcm")
+    assert any(report.severity.definition in str(element.value) for element in document.iterall() if element.VR == "UT")
+
+
 def test_a_film_without_evidence_has_no_saliency(analyzer: Analyzer, tmp_path: Path) -> None:
     report = analyzer.analyze(dx(tmp_path))
     assert report.saliency is not None

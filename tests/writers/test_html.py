@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bundles import write_bundle
 from films import draw, radiograph
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER, Report
@@ -196,6 +198,17 @@ def test_a_page_that_contradicts_itself_says_so(report: Report) -> None:
     assert "contradict each other" not in shown("COVID-19", zones)
     assert "in no zone does as much as 5 % of the lung count as involved" in shown("COVID-19", clear)
     assert "contradict each other" not in shown("Normal", clear)
+
+
+def test_the_page_says_what_severity_is_made_of(report: Report, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", opacity=True)
+    other = Analyzer(bundle, device="cpu").analyze(report.film)
+    assert report.severity is not None and other.severity is not None
+    assert (report.severity.basis, other.severity.basis) == ("evidence", "opacity")
+    for shown, not_shown in ((report.severity, other.severity), (other.severity, report.severity)):
+        text = page(report if shown is report.severity else other)
+        assert escape(shown.definition) in text
+        assert escape(not_shown.definition) not in text
 
 
 def test_a_page_without_a_class_or_with_one_lung(analyzer: Analyzer, report: Report) -> None:
