@@ -48,7 +48,8 @@ def test_the_papers_networks_are_there() -> None:
     assert set(CLASSIFIERS) - set(PAPER_CLASSIFIERS) == set(IMAGENET)
 
 
-@pytest.mark.parametrize("name", [n for n in SEGMENTERS if not finds_opacity(n) or n.endswith("lite2-opacity")])
+#: A twin with a map of opacity differs in its last layer alone, whatever the encoder: one for each decoder will do.
+@pytest.mark.parametrize("name", [n for n in SEGMENTERS if not finds_opacity(n) or n.endswith("mobilenetv2-opacity")])
 def test_a_segmenter_takes_grey_films_and_learns_everywhere(name: str) -> None:
     torch.manual_seed(0)
     network = build_segmenter(name)

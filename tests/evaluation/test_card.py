@@ -43,3 +43,14 @@ def test_the_card_says_which_views_are_mirrored(tmp_path: Path) -> None:
     manifest["classifier"]["mirror"] = 1.5
     seal(root, manifest)
     assert "two largest logits are closer than 1.5, the mean of its answers" in model_card(Bundle.load(root))
+
+
+def test_the_card_says_of_how_many_runs_weights_are_the_mean(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path)
+    manifest = json.loads((root / "manifest.json").read_text())
+    run = {"network": "a", "weights_sha256": "ab" * 32, "recipe": {"phases": [{"epochs": 2, "films": 9, "size": 64}]}}
+    plain, mean = ({}, "| 2 × 9 films at 64² |"), ({"mean_of": [{}, {}, {}]}, "the mean of the weights of 3 runs;")
+    for extra, says in (plain, mean):
+        manifest["training"] = {"runs": [{**run, **extra}]}
+        seal(root, manifest)
+        assert says in model_card(Bundle.load(root))

@@ -18,6 +18,7 @@ from lungscope.training.averaging import average_segmenters
 from lungscope.training.engine import Hardware
 from lungscope.training.recipe import Phase, Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
+from programs import program
 
 CPU = Hardware("cpu", precision="32-true")
 
@@ -51,11 +52,17 @@ def test_the_mean_has_the_shares_that_are_asked_for(
             assert torch.equal(value, second[name])
     assert moved > 50
     facts, last = (json.loads((run / "weights.json").read_text()) for run in (tmp_path / "mean", runs[1]))
-    assert facts["mean_of"] == [
-        {"weights_sha256": sha256_of(run / "weights.safetensors"), "share": share}
+    assert facts.pop("mean_of") == [
+        {
+            "weights_sha256": sha256_of(run / "weights.safetensors"),
+            "share": share,
+            **json.loads((run / "weights.json").read_text()),
+        }
         for run, share in zip(runs, (0.25, 0.75), strict=True)
     ]
-    assert {**facts, "metrics": None, "mean_of": None} == {**last, "metrics": None, "mean_of": None}
+    assert last.pop("epoch") == 0
+    assert facts["gpu"] is None
+    assert {**facts, "metrics": None} == {**last, "metrics": None}
     assert facts["metrics"].keys() >= {"val_loss", "val_dice", "val_dice_drawn"}
     assert facts["metrics"] != last["metrics"]
 
@@ -80,13 +87,28 @@ def test_what_has_no_mean_is_refused(runs: list[Path], drawn: tuple[Store, Split
     refused("two runs or more", runs[0])
     refused("each a share above 0", *runs, shares=(1.0, 0.0))
     refused("each a share above 0", *runs, shares=(1.0,))
+    refused("each a share above 0", *runs, shares=(1.0, float("nan")))
     other = train_segmenter(recipe("fpn-mobilenetv2"), [drawn], tmp_path / "other", seed=0, hardware=CPU).parent
     refused("these runs are of fpn-mobilenetv2 at 64², linknet-mobilenetv2 at 64²", runs[0], other)
     fewer = Split(tuple(replace(row, part="test") if n == 80 else row for n, row in enumerate(split.rows)))
-    with pytest.raises(RecipeError, match="validated on other films"):
+    with pytest.raises(RecipeError, match="other val or test parts than are given"):
         average_segmenters(runs, [(store, fewer)], tmp_path / "mean", hardware=CPU)
+    leaking = train_segmenter(recipe(), [(store, fewer)], tmp_path / "leaking", seed=0, hardware=CPU).parent
+    refused("other val or test parts than are given", leaking, runs[1])
     with pytest.raises(BundleError, match="a finished training run"):
         average_segmenters([runs[0], tmp_path], [drawn], tmp_path / "mean", hardware=CPU)
     (tmp_path / "mean").mkdir()
     (tmp_path / "mean" / "mine").touch()
-    refused("holds something", *runs)
+    refused("is not empty", *runs)
+
+
+def test_the_command_says_what_it_made(runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path) -> None:
+    store, split = drawn
+    split.write(tmp_path / "split.csv", {})
+    given = ["--data", store.root, "--split", tmp_path / "split.csv", "--share", "1", "--share", "1", "--json"]
+    done = program("train", "average", *runs, *given, "--precision", "32-true", "--out", tmp_path / "mean")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["sha256"] == sha256_of(tmp_path / "mean" / "weights.safetensors")
+    assert result["epoch"] is None
+    assert 0 < result["metrics"]["val_dice"] <= 1

@@ -26,7 +26,8 @@ from lungscope.training.segmenter import train_segmenter
 from lungscope.training.weights import imagenet_weights
 
 app = typer.Typer(
-    no_args_is_help=True, help="Train a segmenter or a classifier. The same command goes on with a run cut off."
+    no_args_is_help=True,
+    help="Train a segmenter or a classifier; the same command goes on with a run cut off. Or average several runs.",
 )
 
 Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lungscope data import`; may be repeated.")]
@@ -185,7 +186,7 @@ def _finish(weights: Path, as_json: bool) -> None:
         "weights": str(weights),
         "sha256": sha256_of(weights),
         "metrics": facts["metrics"],
-        "epoch": facts["epoch"],
+        "epoch": facts.get("epoch"),
     }
     if as_json:
         print(json.dumps(result, indent=2))

@@ -103,7 +103,7 @@ def _training(bundle: Bundle) -> str:
         digest = f"`{run['weights_sha256'][:16]}…`"
         rows.append((run["network"], films, *(fact or "not stated" for fact in facts), digest))
     table = _table(
-        ("network", "films train / val", "epochs of the last run", "precision", "validation, best epoch", "SHA-256"),
+        ("network", "films train / val", "epochs of the last run", "precision", "validation", "SHA-256"),
         rows,
     )
     return (

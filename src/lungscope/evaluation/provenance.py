@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the checkout that this file belongs to, "-dirty" where files differ from it; for an installed
-    package, or without git, what LUNGSCOPE_COMMIT says, which a container's build sets; else None."""
+    package, or without git, what LUNGSCOPE_COMMIT says; else None."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:

@@ -32,7 +32,7 @@ from lungscope.bundle import Bundle
 from lungscope.errors import UsageError
 from lungscope.evaluation.plots import Box, Line, boxes, curves
 from lungscope.hardware import cores, processor
-from lungscope.pipeline import Analyzer
+from lungscope.pipeline import Analyzer, _Networks
 from lungscope.precision import CAPABILITIES, Offered
 from lungscope.radiograph import Geometry, Pixels
 from lungscope.readers import read
@@ -82,10 +82,10 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> di
 
 
 class WatchedAnalyzer(Analyzer):
-    """An Analyzer that keeps how long each call of a network took, in milliseconds."""
+    """An Analyzer that keeps how long each call of its segmenters and of its classifier took, in milliseconds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.calls: list[float] = []
+        self.calls = {"segmenter": Timing(), "classifier": Timing()}
         super().__init__(*args, **kwargs)
 
     def _load(
@@ -93,17 +93,21 @@ class WatchedAnalyzer(Analyzer):
         engine: runtime.Runtime,
         pool: ThreadPoolExecutor,
         made: Callable[[runtime.Network], runtime.Network] = lambda network: network,
-    ) -> Any:
+    ) -> _Networks:
         def watched(network: runtime.Network) -> runtime.Network:
             def call(inputs: Mapping[str, Any]) -> Any:
-                timing = Timing()
-                answer = timing.time(partial(network, inputs))
-                self.calls += timing.calls
+                one = Timing()
+                answer = one.time(partial(network, inputs))
+                self.calls["classifier" if "logits" in answer else "segmenter"].calls += one.calls
                 return answer
 
             return call
 
         return super()._load(engine, pool, lambda network: watched(made(network)))
+
+    def forget(self) -> None:
+        """Keep nothing of the calls until now."""
+        self.calls = {"segmenter": Timing(), "classifier": Timing()}
 
 
 def single_films(
@@ -116,8 +120,10 @@ def single_films(
     """By film: latency of `analyzer` and of `baselines`, path in and result out, and the analyzer's stages; beside them
     what of two stages it takes to bring the film to the network's grid, and what it takes to write the result's files.
 
-    networks: what of a film's latency the networks take, how often they are called, and how long these calls would take
-    at the processor's peak (`networks`, whose `graphs` are given; None where that is not known).
+    networks: what of a film's latency the networks take, how often they are called (the classifier twice where a close
+    call is shown as its mirror image, too), and how long these calls would take at the processor's peak in the
+    precision in use (`networks`, whose `graphs` are given); None where that is not known, or the film was computed
+    again in f32.
     """
     found = {}
     for name, film in films.items():
@@ -126,21 +132,21 @@ def single_films(
         contenders: dict[str, Callable[[], Any]] = {"lungscope": partial(_staged, analyzer, film, stages, inside)}
         contenders |= {baseline: partial(work, film) for baseline, work in baselines.items()}
         latency = interleaved(contenders, repeats)
+        analyzer.forget()
         report = analyzer.analyze(film)
+        calls = {kind: len(timing.calls) for kind, timing in analyzer.calls.items()}
+        ideal = _ideal(analyzer.bundle, calls, graphs) if report.run.precision == analyzer.precision else None
         with tempfile.TemporaryDirectory() as folder:
             writers = {f"write {kind}": partial(write, report, Path(folder), [kind]) for kind in DEFAULT_FORMATS}
             stages |= interleaved(_preprocessing(analyzer.bundle, report) | writers, repeats)
         height, width = report.film.shape
-        analyzer.calls.clear()
-        analyzer.analyze(film)
-        ideal = _ideal(analyzer.bundle, len(analyzer.calls), graphs)
         found[name] = {
             "height": height,
             "width": width,
             "latency_ms": {baseline: timing.to_json() for baseline, timing in latency.items()},
             "stages_ms": {stage: timing.to_json() for stage, timing in stages.items()},
             "networks": {
-                "calls": len(analyzer.calls),
+                "calls": calls,
                 "ms": inside.to_json(),
                 "ideal_ms": ideal,
                 "of_ideal": None if ideal is None else inside.percentiles[2] / ideal,
@@ -149,12 +155,12 @@ def single_films(
     return found
 
 
-def _ideal(bundle: Bundle, calls: int, graphs: Mapping[str, Any]) -> float | None:
-    """Milliseconds that a film's `calls` of the networks would take at the processor's peak: each segmenter is called
-    once, the classifier the other times."""
-    members = [member.network for member in bundle.segmenter.members]
-    classifier = [] if bundle.classifier is None else [bundle.classifier.weights.network] * (calls - len(members))
-    ideals = [graphs[network]["ideal_ms"] for network in (*members, *classifier)]
+def _ideal(bundle: Bundle, calls: Mapping[str, int], graphs: Mapping[str, Any]) -> float | None:
+    """Milliseconds that a film's `calls` of the networks, each segmenter's one, take at the processor's peak."""
+    names = [member.network for member in bundle.segmenter.members]
+    if bundle.classifier is not None:
+        names += [bundle.classifier.weights.network] * calls["classifier"]
+    ideals = [graphs[name]["ideal_ms"] for name in names]
     return None if None in ideals else sum(ideals)
 
 
@@ -169,10 +175,10 @@ def _preprocessing(bundle: Bundle, report: Report) -> dict[str, Callable[[], Any
 
 
 def _staged(analyzer: WatchedAnalyzer, film: Path, stages: dict[str, Timing], inside: Timing) -> None:
-    analyzer.calls.clear()
+    analyzer.forget()
     for stage, milliseconds in analyzer.analyze(film).run.timings_ms.items():
         stages.setdefault(stage, Timing()).calls.append(milliseconds)
-    inside.calls.append(sum(analyzer.calls))
+    inside.calls.append(sum(sum(timing.calls) for timing in analyzer.calls.values()))
 
 
 def networks(
@@ -378,7 +384,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"  stages in ms: {stages}"
         inside = film["networks"]
         share = "" if inside["of_ideal"] is None else f", {inside['of_ideal']:.1f} times their time at the peak"
-        yield f"  of it in networks, called {inside['calls']} times: {inside['ms']['median']:.1f} ms{share}"
+        called = sum(inside["calls"].values())
+        yield f"  of lungscope's time in networks, called {called} times: {inside['ms']['median']:.1f} ms{share}"
     yield from batch_lines(result)
     for name, starts in result["processes"].items():
         for which, start in starts.items():

@@ -7,7 +7,6 @@ For a head of average pooling and one linear layer, Grad-CAM's map is the class 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 import cv2
@@ -47,13 +46,13 @@ def localize(classification: Classification, lungs: LungMask) -> Saliency:
     cv2.copyTo(window[geometry.in_window(lung)], lungs.mask[lung].view(np.uint8), kept[lung])
     total = cv2.sumElems(window[geometry.in_window(around)])[0]
     bands = in_bands(_summarised, kept[lung])
-    value = max(band.largest for band in bands)
-    above = list(takewhile(lambda band: band.largest < value, bands))
-    row, column = bands[len(above)].place
+    first = max(range(len(bands)), key=lambda number: bands[number].largest)
+    value, (row, column) = bands[first].largest, bands[first].place
+    above = sum(band.rows for band in bands[:first])
     return Saliency(
         map=kept,
         label=classification.label,
-        peak=(lung[0].start + sum(band.rows for band in above) + row, lung[1].start + column) if value > 0 else None,
+        peak=(lung[0].start + above + row, lung[1].start + column) if value > 0 else None,
         peak_value=value,
         fraction_in_lungs=sum(band.total for band in bands) / total if total > 0 else None,
     )

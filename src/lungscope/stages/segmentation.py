@@ -91,10 +91,8 @@ class LungMask:
 
     @cached_property
     def box(self) -> Box:
-        """The box of both lungs."""
-        found = [part for part in self.boxes.values() if part[0].stop]
-        if not found:
-            return box(self.mask)
+        """The box of both lungs; empty without any."""
+        found = [part for part in self.boxes.values() if part[0].stop] or [(slice(0, 0), slice(0, 0))]
         rows, columns = ([part[axis] for part in found] for axis in (0, 1))
         return (
             slice(min(part.start for part in rows), max(part.stop for part in rows)),

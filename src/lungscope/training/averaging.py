@@ -1,12 +1,13 @@
 """One segmenter out of several trainings of it, with the mean of their weights.
 
-Runs that began at the same weights, or at one another's, mostly lie in one basin: the mean of their weights scores as
-the best of them does, and holds better on films unlike those of the last run (Wortsman et al. 2022, "Model soups" and
-"Robust fine-tuning of zero-shot models").
+Runs that began at the same weights, or at one another's, can lie in one basin: the mean of their weights then scores
+about as the best of them does, and can hold better on films unlike those of the last run (Wortsman et al. 2022, "Model
+soups" and "Robust fine-tuning of zero-shot models"). Batch-norm statistics are averaged as the weights are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,39 +37,47 @@ def average_segmenters(
     shares: Sequence[float] = (),
     hardware: Hardware,
 ) -> Path:
-    """Write the mean of the weights of `runs`, batch-norm statistics too, to `folder`/weights.safetensors, and beside
-    it what the last run's file says, with scores on the val parts of `data` of the mean and the SHA-256 of its parts.
+    """Write the mean of the weights of `runs` to `folder`/weights.safetensors, and beside it what it is the mean of,
+    its scores on the val parts of `data`, and else what the last run's file says.
 
-    shares: how much each run counts, above 0; they need not sum to 1. None: all alike.
+    shares: how much each run counts, above 0; they need not sum to 1. Empty: all alike.
     Returns the path of the weights. Raises RecipeError for fewer than two runs, runs of different networks or input
-    sizes, shares that do not fit, other val parts than the last run's, or a `folder` that holds something; BundleError
-    for a folder without a finished run.
+    sizes, runs whose val or test part is not that of `data`, shares that do not fit, a mean without a finite score, or
+    a `folder` that holds something; BundleError for a folder without a finished run.
     """
     trained = [Trained.open(run) for run in runs]
     shares = tuple(shares) or (1.0,) * len(trained)
-    if len(trained) < 2 or len(shares) != len(trained) or min(shares) <= 0:
+    if len(trained) < 2 or len(shares) != len(trained) or not all(0 < share < math.inf for share in shares):
         raise RecipeError(f"{len(trained)} runs, shares {list(shares)}: give two runs or more, each a share above 0")
     if len(kinds := {(str(run.facts["network"]), int(run.facts["size"])) for run in trained}) > 1:
         what = ", ".join(f"{network} at {size}²" for network, size in sorted(kinds))
         raise RecipeError(f"The mean of weights is one network's at one size; these runs are of {what}")
-    if folder.exists() and any(folder.iterdir()):
-        raise RecipeError(f"{folder} holds something. Name a new folder")
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise RecipeError(f"{folder} is not empty. Name a new folder")
+    parts = parts_digest(data)
+    for run in trained:
+        if any(run.facts["parts"][part] != parts[part] for part in ("val", "test")):
+            raise RecipeError(
+                f"{run.weights} was trained with other val or test parts than are given. Give its stores and splits; "
+                "runs of different splits have no mean, as each may have trained on what the other is measured on"
+            )
     facts = trained[-1].facts
-    if parts_digest(data)["val"] != facts["parts"]["val"]:
-        raise RecipeError(f"{runs[-1]} was validated on other films. Give the stores and splits that it was given")
     network = build_segmenter(facts["network"])
     network.load_state_dict(_mean([load_file(run.weights) for run in trained], shares))
     recipe: Recipe = read_table(Recipe, facts["recipe"], str(trained[-1].weights))
     names = [store.name for store, _ in data]
     val = MaskedFilms([(store, split.select(store, "val")) for store, split in data])
     task = SegmenterTask(network, recipe, replace(recipe.phases[-1], size=int(facts["size"])), facts["seed"], names)
+    scores = validate(task, val, recipe.batch, hardware)
+    if not all(math.isfinite(score) for score in scores.values()):
+        raise RecipeError(f"The mean of these runs has no finite score ({scores}): they did not begin at one another's")
     mean_of = [
-        {"weights_sha256": sha256_of(run.weights), "share": share / sum(shares)}
+        {"weights_sha256": sha256_of(run.weights), "share": share / sum(shares), **run.facts}
         for run, share in zip(trained, shares, strict=True)
     ]
+    about = {name: fact for name, fact in facts.items() if name != "epoch"}
     weights = folder / "weights.safetensors"
-    scores = validate(task, val, recipe.batch, hardware)
-    save_weights(network, weights, {**facts, "mean_of": mean_of, "metrics": scores})
+    save_weights(network, weights, {**about, "mean_of": mean_of, "metrics": scores})
     return weights
 
 

@@ -62,7 +62,7 @@ class Hardware:
         """The name that `lightning.Trainer` takes."""
         if self.precision != "auto":
             return self.precision
-        if torch.cuda.is_available() and self.accelerator != "cpu":
+        if self.gpu():
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16-mixed" if fast else "32-true"
@@ -278,7 +278,7 @@ class Run:
         self._claim_folder()
         keep_freed_memory(None)
         torch.set_float32_matmul_precision("high")
-        # What is allocated is written before it is read, so to fill it first would only cost time.
+        # Deterministic training would else fill what it allocates, for those who read what they did not write.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         previous = self.initial
         for number, phase in enumerate(self.recipe.phases, 1):

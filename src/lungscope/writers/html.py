@@ -264,7 +264,7 @@ def _scores(severity: Severity) -> str:
 def _figure(report: Report) -> str:
     """The lungs of this film, each zone in the colour of its score."""
     assert report.severity is not None
-    rows, columns = box(report.lungs.mask)
+    rows, columns = report.lungs.box
     if rows.stop == 0 or not any(report.severity.zones.values()):
         return ""
     factor = _FIGURE / (columns.stop - columns.start)
