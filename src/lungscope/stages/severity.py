@@ -28,7 +28,7 @@ LIMITS = (0.05, 1 / 3, 2 / 3)
 #: From which local probability of disease on a place is involved, and from which opacity on. The second is, of ten from
 #: 0.03 to 0.5, the one by which scores agree best with a radiologist's on 44 films like those trained on.
 INVOLVED = 0.5
-OPAQUE = 0.07
+OPAQUE = 0.05
 #: A film of twice this shorter side, in pixels, or more is thinned out to it, about, where pixels are counted.
 _COUNTED = 512
 #: From this score on a zone contradicts a film that is called normal.
