@@ -68,3 +68,16 @@ def test_a_box_holds_what_is_set_and_no_more(pixels: tuple[tuple[int, int], ...]
     assert mask[found].sum() == mask.sum()
     if pixels:
         assert found == (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3])
+@pytest.mark.parametrize("place", [(-40, 30, 1300), (100, -70, 1100)])
+def test_a_large_film_is_blacked_out_as_a_whole(
+    bands: int, place: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lungscope.radiograph.cores", lambda: bands)
+    rng = np.random.default_rng(0)
+    film, mask = rng.random((1400, 1250), np.float32), rng.random((1400, 1250)) < 0.5
+    geometry = Geometry((1400, 1250), *place, 96)
+    expected = geometry.to_network(np.where(mask, film, np.float32(0)))
+    np.testing.assert_array_equal(geometry.masked(film, mask), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -111,8 +112,20 @@ class Geometry:
 
     def masked(self, film: Pixels, mask: NDArray[np.bool_]) -> Pixels:
         """Resample a film [H, W] whose pixels outside `mask` [H, W] are blacked out to f32 [size, size]."""
+        film, shown = film[self.inside], mask[self.inside].view(np.uint8)
+        rows, columns = self.in_window(self.inside)
+        along = np.zeros((self.side, self.size), np.float32)
+
+        def shrink(band: slice) -> None:
+            window = np.zeros((band.stop - band.start, self.side), np.float32)
+            cv2.copyTo(film[band], shown[band], window[:, columns])
+            along[rows][band] = cv2.resize(window, (self.size, len(window)), interpolation=cv2.INTER_AREA)
+
+        if self.side**2 >= _LARGE and self.side > self.size:
+            by_rows(shrink, film.shape)
+            return np.asarray(cv2.resize(along, (self.size, self.size), interpolation=cv2.INTER_AREA), np.float32)
         window = np.zeros((self.side, self.side), np.float32)
-        cv2.copyTo(film[self.inside], mask[self.inside].view(np.uint8), window[self.in_window(self.inside)])
+        cv2.copyTo(film, shown, window[rows, columns])
         return _resample(window, self.size)
 
     @property
@@ -165,14 +178,21 @@ class Geometry:
         return out
 
 
-def in_bands(work: Callable[[Pixels], Result], grid: Pixels) -> list[Result]:
-    """What `work` makes of bands of rows of a large `grid` [H, W], from the top, one a core, computed side by side; of
-    a small one, the whole."""
-    count = cores() if grid.size >= _LARGE else 1
+def by_rows(work: Callable[[slice], Result], shape: tuple[int, ...]) -> list[Result]:
+    """What `work` makes of bands of rows of a large grid of `shape` (H, W), from the top, one a core, computed side by
+    side; of a small one, all rows."""
+    count = cores() if shape[0] * shape[1] >= _LARGE else 1
+    edges = [shape[0] * number // count for number in range(count + 1)]
+    bands = [slice(*edge) for edge in pairwise(edges)]
     if count == 1:
-        return [work(grid)]
+        return [work(bands[0])]
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, np.array_split(grid, count)))
+        return list(pool.map(work, bands))
+
+
+def in_bands(work: Callable[[Pixels], Result], grid: Pixels) -> list[Result]:
+    """`by_rows` of `grid` [H, W], where `work` is given the rows themselves."""
+    return by_rows(lambda band: work(grid[band]), grid.shape)
 
 
 def _resample(grid: Pixels, size: int) -> Pixels:

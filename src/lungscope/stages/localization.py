@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from lungscope.radiograph import Pixels, in_bands
+from lungscope.radiograph import Pixels, by_rows
 from lungscope.stages.classification import Classification
 from lungscope.stages.segmentation import LungMask
 
@@ -43,9 +43,15 @@ def localize(classification: Classification, lungs: LungMask) -> Saliency:
     geometry = classification.geometry
     window, around, lung = geometry.to_window(evidence), geometry.inside, lungs.box
     kept = np.zeros(lungs.mask.shape, np.float32)
-    cv2.copyTo(window[geometry.in_window(lung)], lungs.mask[lung].view(np.uint8), kept[lung])
+    shown, mask, inside = window[geometry.in_window(lung)], lungs.mask[lung].view(np.uint8), kept[lung]
+
+    def keep(rows: slice) -> _Band:
+        cv2.copyTo(shown[rows], mask[rows], inside[rows])
+        _, largest, _, (column, row) = cv2.minMaxLoc(inside[rows])
+        return _Band(rows.stop - rows.start, cv2.sumElems(inside[rows])[0], largest, (row, column))
+
     total = cv2.sumElems(window[geometry.in_window(around)])[0]
-    bands = in_bands(_summarised, kept[lung])
+    bands = by_rows(keep, inside.shape)
     first = max(range(len(bands)), key=lambda number: bands[number].largest)
     value, (row, column) = bands[first].largest, bands[first].place
     above = sum(band.rows for band in bands[:first])
@@ -65,8 +71,3 @@ class _Band(NamedTuple):
     total: float
     largest: float
     place: tuple[int, int]
-
-
-def _summarised(band: Pixels) -> _Band:
-    _, largest, _, (column, row) = cv2.minMaxLoc(band)
-    return _Band(len(band), cv2.sumElems(band)[0], largest, (row, column))
