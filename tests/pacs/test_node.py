@@ -360,9 +360,11 @@ def test_tls_both_ways(run: Callable[..., Any], certificates: Tls, monkeypatch: 
     monkeypatch.setattr(send_module, "CONNECT_TIMEOUT", 0.5)
     archive = Archive(tls=certificates.context(ssl.Purpose.CLIENT_AUTH))
     anonymous = ssl.create_default_context(cafile=str(certificates.authorities))
+    patient = ssl.create_default_context(cafile=str(certificates.authorities))  # longer than the node is with the first
+    patient.load_cert_chain(certificates.certificate, certificates.key)
     with run(archive.target, tls=certificates) as node:
         with socket.create_connection(("127.0.0.1", node.port)):  # it never shakes hands
-            statuses = send(node.port, [film()], tls=certificates.context(ssl.Purpose.SERVER_AUTH))
+            statuses = send(node.port, [film()], tls=patient)
         assert statuses == [0x0000]
         for tls in (None, anonymous):
             with association(node.port, tls=tls) as link:
