@@ -204,8 +204,7 @@ class Analyzer:
         """The bundle's networks, compiled in `pool`; `made` of each."""
 
         def compiled(weights: runtime.Weights, *outputs: str) -> runtime.Network:
-            found = engine.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8)
-            return made(found)
+            return made(self._compiled(engine, weights, outputs))
 
         spec, find_lungs = self.bundle.classifier, self._given
         network = None if spec is None else pool.submit(compiled, spec.weights, "logits", "cam")
@@ -215,6 +214,9 @@ class Analyzer:
             members = pool.map(lambda member: compiled(member, *maps), segmenter.members)
             find_lungs = Segmenter(segmenter, list(members)).segment
         return _Networks(find_lungs, None if spec is None or network is None else Classifier(spec, network.result()))
+
+    def _compiled(self, engine: runtime.Runtime, weights: runtime.Weights, outputs: tuple[str, ...]) -> runtime.Network:
+        return engine.compile(weights.path, outputs=outputs, batch=1, cache_key=weights.sha256, int8=weights.int8)
 
 
 def failure(item: Radiograph | Path | str, error: Exception) -> Failure:

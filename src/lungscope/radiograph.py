@@ -114,6 +114,11 @@ class Geometry:
         """Resample a film [H, W] whose pixels outside `mask` [H, W] are blacked out to f32 [size, size]."""
         film, shown = film[self.inside], mask[self.inside].view(np.uint8)
         rows, columns = self.in_window(self.inside)
+        if self.side**2 < _LARGE or self.side <= self.size:
+            window = np.zeros((self.side, self.side), np.float32)
+            cv2.copyTo(film, shown, window[rows, columns])
+            return _resample(window, self.size)
+        # As `_resample` does with a large window, but without ever holding it whole.
         along = np.zeros((self.side, self.size), np.float32)
 
         def shrink(band: slice) -> None:
@@ -121,12 +126,8 @@ class Geometry:
             cv2.copyTo(film[band], shown[band], window[:, columns])
             along[rows][band] = cv2.resize(window, (self.size, len(window)), interpolation=cv2.INTER_AREA)
 
-        if self.side**2 >= _LARGE and self.side > self.size:
-            by_rows(shrink, film.shape)
-            return np.asarray(cv2.resize(along, (self.size, self.size), interpolation=cv2.INTER_AREA), np.float32)
-        window = np.zeros((self.side, self.side), np.float32)
-        cv2.copyTo(film, shown, window[rows, columns])
-        return _resample(window, self.size)
+        by_rows(shrink, film.shape)
+        return np.asarray(cv2.resize(along, (self.size, self.size), interpolation=cv2.INTER_AREA), np.float32)
 
     @property
     def inside(self) -> Box:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +31,7 @@ from lungscope.bundle import Bundle
 from lungscope.errors import UsageError
 from lungscope.evaluation.plots import Box, Line, boxes, curves
 from lungscope.hardware import cores, processor
-from lungscope.pipeline import Analyzer, _Networks
+from lungscope.pipeline import Analyzer
 from lungscope.precision import CAPABILITIES, Offered
 from lungscope.radiograph import Geometry, Pixels
 from lungscope.readers import read
@@ -85,29 +84,17 @@ class WatchedAnalyzer(Analyzer):
     """An Analyzer that keeps how long each call of its segmenters and of its classifier took, in milliseconds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.calls = {"segmenter": Timing(), "classifier": Timing()}
+        self.forget()
         super().__init__(*args, **kwargs)
-
-    def _load(
-        self,
-        engine: runtime.Runtime,
-        pool: ThreadPoolExecutor,
-        made: Callable[[runtime.Network], runtime.Network] = lambda network: network,
-    ) -> _Networks:
-        def watched(network: runtime.Network) -> runtime.Network:
-            def call(inputs: Mapping[str, Any]) -> Any:
-                one = Timing()
-                answer = one.time(partial(network, inputs))
-                self.calls["classifier" if "logits" in answer else "segmenter"].calls += one.calls
-                return answer
-
-            return call
-
-        return super()._load(engine, pool, lambda network: watched(made(network)))
 
     def forget(self) -> None:
         """Keep nothing of the calls until now."""
         self.calls = {"segmenter": Timing(), "classifier": Timing()}
+
+    def _compiled(self, engine: runtime.Runtime, weights: runtime.Weights, outputs: tuple[str, ...]) -> runtime.Network:
+        network = super()._compiled(engine, weights, outputs)
+        kind = "classifier" if "logits" in outputs else "segmenter"
+        return lambda inputs: self.calls[kind].time(partial(network, inputs))
 
 
 def single_films(

@@ -278,8 +278,6 @@ class Run:
         self._claim_folder()
         keep_freed_memory(None)
         torch.set_float32_matmul_precision("high")
-        # Deterministic training would else fill what it allocates, for those who read what they did not write.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         previous = self.initial
         for number, phase in enumerate(self.recipe.phases, 1):
             folder = self.folder / f"phase-{number}"
