@@ -103,7 +103,7 @@ def write_bundle(
         "classifier": None,
     }
     if opacity:
-        document["segmenter"]["opacity"] = True
+        document["segmenter"]["opaque"] = 0.1
     if classifier:
         write_classifier(root / "classifier.onnx")
         document["classifier"] = {

@@ -44,19 +44,19 @@ def awake_classifier(name: str, size: int, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def trained_segmenter(folder: Path, size: int) -> Path:
+def trained_segmenter(folder: Path, size: int, name: str = "fpn-mobilenetv2") -> Path:
     """The folder of a run whose weights were fitted for a few steps to drawn lungs, so that the network finds some."""
     torch.manual_seed(0)
-    network = build_segmenter("fpn-mobilenetv2")
+    network = build_segmenter(name)
     film = torch.from_numpy(draw(size, size))[None, None]
     x = (film + 0.03 * torch.randn(8, 1, size, size)).clamp(0, 1)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(15):
-        loss = nn.functional.binary_cross_entropy_with_logits(network(x), (film < 0.5).float().expand_as(x))
+        loss = nn.functional.binary_cross_entropy_with_logits(network(x)[:, :1], (film < 0.5).float().expand_as(x))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     network.eval()
     update_bn([x], network)
-    save_weights(network, folder / "weights.safetensors", {"network": "fpn-mobilenetv2", "size": size})
+    save_weights(network, folder / "weights.safetensors", {"network": name, "size": size})
     return folder

@@ -59,7 +59,7 @@ def test_a_segmenter_that_finds_opacity_tells_severity_and_nothing_else(tmp_path
 def test_a_segmenter_without_the_map_that_its_bundle_claims_is_refused(tmp_path: Path) -> None:
     root = write_bundle(tmp_path)
     document = json.loads((root / "manifest.json").read_text())
-    document["segmenter"]["opacity"] = True
+    document["segmenter"]["opaque"] = 0.1
     seal(root, document)
     with pytest.raises(BundleError, match="opacity"):
         Analyzer(root)

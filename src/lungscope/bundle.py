@@ -165,7 +165,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
         return Weights(section.text("network"), root / file, digests[file], quantized)
 
     segmenter = top.section("segmenter")
-    segmenter.keys(required="members pool threshold size labels", optional="opacity")
+    segmenter.keys(required="members pool threshold size labels", optional="opaque")
     members = segmenter.sections("members")
     labels = segmenter.texts("labels")
     if labels != ("lung",):
@@ -184,7 +184,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
             pool=segmenter.choice("pool", POOLS),
             threshold=segmenter.number("threshold", 0, 1),
             size=segmenter.count("size"),
-            opacity="opacity" in segmenter.values and segmenter.truth("opacity"),
+            opaque=segmenter.number("opaque", 0, 1) if "opaque" in segmenter.values else None,
         ),
         classifier=None if document["classifier"] is None else _classifier(top.section("classifier"), weights),
         offered=_offered(precision, digests),

@@ -210,7 +210,7 @@ class Analyzer:
         network = None if spec is None else pool.submit(compiled, spec.weights, "logits", "cam")
         if find_lungs is None:
             segmenter = self.bundle.segmenter
-            maps = ("probability", "opacity") if segmenter.opacity else ("probability",)
+            maps = ("probability",) if segmenter.opaque is None else ("probability", "opacity")
             members = pool.map(lambda member: compiled(member, *maps), segmenter.members)
             find_lungs = Segmenter(segmenter, list(members)).segment
         return _Networks(find_lungs, None if spec is None or network is None else Classifier(spec, network.result()))

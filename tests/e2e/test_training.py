@@ -16,6 +16,9 @@ from lungscope.bundle import Bundle
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
+from lungscope.evaluation.calibration import fit_opaque
+from lungscope.evaluation.scoring import healthy_levels
+from lungscope.pipeline import Analyzer
 from lungscope.statistics import with_interval
 from lungscope.training import recipe as recipe_module
 from nets import trained_segmenter
@@ -89,10 +92,14 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     assert "## Controls" not in card and "no data card" in card
     (tmp_path / "controls.json").write_text(json.dumps(result))
     (tmp_path / "DATA_CARD.md").write_text("# Drawn films\n")
-    run(
-        "export", "--segmenter", segmenter, "--classifier", tmp_path / "run-lungs", *data, "--no-metrics",
+    hazy = trained_segmenter(tmp_path / "hazy", SIZE, "fpn-mobilenetv2-opacity")
+    manifest = run(
+        "export", "--segmenter", hazy, "--classifier", tmp_path / "run-lungs", *data, "--no-metrics",
         "--controls", tmp_path / "controls.json", "--paper", tmp_path / "DATA_CARD.md", "--out", tmp_path / "carded",
     )  # fmt: skip
+    healthy = healthy_levels(Analyzer(tmp_path / "carded", precision="f32"), store, Split.read(split))
+    assert len(healthy) == 12
+    assert manifest["segmenter"]["opaque"] == fit_opaque(healthy)
     card = (tmp_path / "carded" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Not measured" in card and "no data card" not in card
     shown = with_interval(control["accuracy"], control["intervals"]["accuracy"])

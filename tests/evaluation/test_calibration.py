@@ -10,7 +10,9 @@ import pytest
 from lungscope.evaluation import metrics
 from lungscope.evaluation.calibration import (
     BOUNDS,
+    HEALTHY,
     fit_conformal,
+    fit_opaque,
     fit_temperature,
     negative_log_likelihood,
     softmax,
@@ -57,6 +59,15 @@ def test_softmax_is_stable_and_its_likelihood_is_log_loss() -> None:
 def test_unusable_logits_are_refused(logits: list[object]) -> None:
     with pytest.raises(ValueError, match="finite logits"):
         fit_temperature(logits, [0])
+
+
+def test_three_of_four_healthy_zones_score_nothing() -> None:
+    levels = np.linspace(0, 0.4, 101)
+    limit = fit_opaque(levels)
+    assert limit == 0.3
+    assert np.mean(levels <= limit) == pytest.approx(HEALTHY, abs=0.01)
+    with pytest.raises(ValueError, match="healthy"):
+        fit_opaque([])
 
 
 def test_conformal_thresholds_by_hand() -> None:

@@ -185,7 +185,7 @@ def test_numbers_that_are_not_finite_are_an_error(tiny: Path, bad: float) -> Non
 
 def test_opacity_is_the_members_mean(tiny: Path) -> None:
     """And a member's number that is not finite is an error there, too."""
-    spec = replace(Bundle.load(tiny).segmenter, opacity=True)
+    spec = replace(Bundle.load(tiny).segmenter, opaque=0.25)
     spec = replace(spec, members=spec.members * 2)
     lungs = np.zeros((1, 1, spec.size, spec.size), np.float32)
     lungs[..., 16:48, 8:24] = lungs[..., 16:48, 40:56] = 1
@@ -197,6 +197,7 @@ def test_opacity_is_the_members_mean(tiny: Path) -> None:
     found = Segmenter(spec, [member(0.2), member(0.6)]).segment(film).opacity
     assert found is not None
     np.testing.assert_allclose(found.map, 0.4, rtol=1e-6)
+    assert found.limit == 0.25
     assert found.geometry.source_shape == film.shape
     with pytest.raises(LungscopeError, match="not finite"):
         Segmenter(spec, [member(0.2), member(np.nan)]).segment(film)

@@ -12,7 +12,7 @@ from lungscope.radiograph import Geometry
 from lungscope.stages.classification import Classification
 from lungscope.stages.localization import localize
 from lungscope.stages.segmentation import Opacity
-from lungscope.stages.severity import DEFINITIONS, contradiction, disease, grade, score_of
+from lungscope.stages.severity import contradiction, definition, disease, grade, opacity_levels, score_of
 
 SIZE = 12
 
@@ -50,14 +50,14 @@ def test_known_zones() -> None:
     assert zone is not None
     assert zone.rows == (4, 7)
     assert zone.evidence == pytest.approx(0)
-    assert result.to_json()["definition"] == DEFINITIONS["evidence"]
+    assert result.to_json()["definition"] == definition(None)
 
 
 def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
     """Two rows at the bases are opaque; the class's evidence, which says that all is ill, does not score."""
     opaque = np.zeros((SIZE, SIZE), np.float32)
     opaque[8:10, :] = 0.4
-    found = replace(lungs(*sides()), opacity=Opacity(opaque, Geometry.letterbox((SIZE, SIZE), SIZE)))
+    found = replace(lungs(*sides()), opacity=Opacity(opaque, Geometry.letterbox((SIZE, SIZE), SIZE), limit=0.3))
     answer = ill((0, 12, 0, 12))
     result = grade(answer, found)
     extents = {name: zone and round(zone.extent * 12) for name, zone in result.zones.items()}
@@ -66,8 +66,10 @@ def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
     assert result.total == 6
     assert result.evidence == pytest.approx(4)
     assert result.to_json()["basis"] == "opacity"
-    assert result.to_json()["definition"] == DEFINITIONS["opacity"]
+    assert result.to_json()["definition"] == definition(0.3)
 
+    assert found.opacity is not None
+    assert grade(answer, replace(found, opacity=replace(found.opacity, limit=0.5))).total == 0
     clear = grade(answer, replace(found, opacity=replace(found.opacity, map=opaque * 0)))
     assert clear.total == 0
     text = contradiction("COVID-19", 0.9, clear)
@@ -77,6 +79,22 @@ def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
     text = contradiction("Normal", 0.9, result)
     assert text is not None
     assert "C (67 %), F (67 %)" in text
+
+
+def test_above_its_level_a_zone_scores_nothing() -> None:
+    """As a limit, the level of a zone leaves just under 5 % of its pixels involved."""
+    assert opacity_levels(lungs(*sides())) == []
+    grown = [np.kron(side, np.ones((10, 10), np.bool_)) for side in sides()]
+    side = 10 * SIZE
+    opaque = np.random.default_rng(0).random((side, side), np.float32)
+    found = replace(lungs(*grown), opacity=Opacity(opaque, Geometry.letterbox((side, side), side), limit=0.5))
+    levels = opacity_levels(found)
+    assert levels == pytest.approx([0.95] * 6, abs=0.02)
+    assert found.opacity is not None
+    answer = classification(ill().cam, shape=(side, side))
+    for change, total in ((0.001, 0), (-0.02, 6)):
+        limit = (max if total == 0 else min)(levels) + change
+        assert grade(answer, replace(found, opacity=replace(found.opacity, limit=limit))).total == total
 
 
 def test_a_large_film_is_scored_as_a_small_one() -> None:

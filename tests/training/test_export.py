@@ -114,14 +114,15 @@ def test_a_segmenter_that_finds_opacity_is_a_bundle_that_does(tmp_path: Path) ->
     save_weights(build_segmenter(name), tmp_path / "weights.safetensors", {"network": name, "size": SIZE})
     run = Trained.open(tmp_path)
     bundle = export_bundle([run], None, tmp_path / "bundle", films=films(), name="test", version="1.0.0")
-    assert bundle.segmenter.opacity
+    assert bundle.segmenter.opaque == 0.1
+    assert amend_bundle(bundle, opaque=0.2).segmenter.opaque == 0.2
     assert set(bundle.manifest["parity"]["segmenter.onnx"]) == {
         f"{output}_{how}" for output in ("probability", "opacity") for how in ("f32", "stored")
     }
     again = export_bundle(
         Trained.of_bundle(bundle), None, tmp_path / "again", films=films(), name="test", version="1.0.1"
     )
-    assert again.segmenter.opacity
+    assert again.segmenter.opaque is not None
 
 
 def test_weights_are_stored_in_half_the_bytes(bundle: Bundle) -> None:

@@ -23,7 +23,7 @@ from lungscope.cli.analyze import demo_film
 from lungscope.pipeline import Analyzer
 from lungscope.readers import decode
 from lungscope.report import DISCLAIMER, Report
-from lungscope.stages.severity import DEFINITIONS
+from lungscope.stages.severity import definition
 from lungscope.web import jobs
 from lungscope.web.app import create_app, plain_name
 from lungscope.web.limits import HEADERS, Limits
@@ -187,7 +187,7 @@ def test_a_bundle_whose_severity_is_made_of_opacity(tmp_path: Path, film: bytes)
     with TestClient(create_app(analyzer), base_url="http://localhost") as client:
         answer = send(client, film)
         severity = answer.json()["report"]["severity"]
-        assert (severity["basis"], severity["definition"]) == ("opacity", DEFINITIONS["opacity"])
+        assert (severity["basis"], severity["definition"]) == ("opacity", definition(0.1))
         assert {zone["letter"] for zone in part(client, answer, "layers.json").json()["zones"]} == set("ABCDEF")
 
 

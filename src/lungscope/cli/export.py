@@ -15,7 +15,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation import scoring
-from lungscope.evaluation.calibration import COVERAGE, calibrate
+from lungscope.evaluation.calibration import COVERAGE, HEALTHY, calibrate, fit_opaque
 from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
@@ -70,8 +70,9 @@ def export(
     version: Annotated[str, typer.Option("--version")] = "0.1.0",
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
-    """ONNX with its parity gates; temperature and conformal sets fitted on validation; int8, and gates of precisions,
-    likewise (see `lungscope quantize`); metrics on test; a model card made of them; SHA-256 of it all."""
+    """ONNX with its parity gates; temperature, conformal sets and limit of opacity fitted on validation; int8, and
+    gates of precisions, likewise (see `lungscope quantize`); metrics on test; a model card made of them; SHA-256 of it
+    all."""
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
@@ -107,6 +108,17 @@ def export(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
             f"(validation, n = {len(truth)})"
         )
+    if bundle.segmenter.opaque is not None:
+        analyzer = Analyzer(bundle, precision="f32", streams=cores())
+        levels = [level for store in labelled for level in scoring.healthy_levels(analyzer, store, parts)]
+        if levels:
+            bundle = amend_bundle(bundle, opaque=fit_opaque(levels))
+            console.print(
+                f"a place is involved from an opacity of {bundle.segmenter.opaque:g} on: {HEALTHY:.0%} of "
+                f"{len(levels)} zones of healthy lungs score 0 (validation)"
+            )
+        else:
+            console.print("[yellow]no healthy validation films: the limit of opacity is a guess[/yellow]")
     known = [(store, parts) for store in stores]
     if gates and not any(record.mask for store in stores for record in store.records):
         console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")

@@ -1,7 +1,8 @@
-"""Honest probabilities and honest sets, both fitted on held-out films.
+"""Honest probabilities, sets and limits, all fitted on held-out films.
 
 Temperature scaling: one number that calibrates softmax without changing any decision (Guo et al. 2017, "On Calibration
 of Modern Neural Networks", section 4.2). Conformal sets: the classes that can not be ruled out at a stated coverage.
+A limit of opacity: where healthy lungs end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from lungscope.stages.classification import Conformal
 BOUNDS = (0.05, 20.0)
 #: Share of each class's films whose conformal set is to hold the class.
 COVERAGE = 0.95
+#: Share of the zones of healthy lungs that are to score 0 for severity.
+HEALTHY = 0.75
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
@@ -54,6 +57,17 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
         nll = [negative_log_likelihood(scores, classes, math.exp(x)) for x in (left, right)]
         low, high = (low, right) if nll[0] < nll[1] else (left, high)
     return math.exp((low + high) / 2)
+
+
+def fit_opaque(levels: ArrayLike) -> float:
+    """The opacity 0..1, to three digits, from which on a place is involved, so that `HEALTHY` of the zones of healthy
+    lungs score 0: levels [Z], the opacity at which each zone's score of 0 ends (`stages.severity.opacity_levels`).
+
+    Raises ValueError without zones."""
+    found = np.asarray(levels, np.float64)
+    if not found.size:
+        raise ValueError("a limit of opacity needs zones of healthy lungs; got none")
+    return round(float(np.quantile(found, HEALTHY)), 3)
 
 
 def calibrate(logits: ArrayLike, truth: ArrayLike) -> tuple[float, Conformal]:

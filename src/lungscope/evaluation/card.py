@@ -70,7 +70,7 @@ def _use(bundle: Bundle) -> str:
                 else ""
             )
             + "; a heat map shows what spoke for the class, and severity is derived from "
-            + ("how opaque the lungs are. " if bundle.segmenter.opacity else "it. ")
+            + ("how opaque the lungs are. " if bundle.segmenter.opaque is not None else "it. ")
         )
     return text + (
         "For research and teaching: to train, compare and study networks.\n\n"
@@ -295,7 +295,7 @@ def _failures(bundle: Bundle, metrics: dict[str, Any]) -> list[str]:
             "A film of a disease that is no class here gets a class all the same, or no answer.",
             "Severity is derived from a map of opacity that was learnt from painted opacities: anything that hides air "
             "counts, disease or not, and the score may contradict the class."
-            if bundle.segmenter.opacity
+            if bundle.segmenter.opaque is not None
             else "Severity is derived from the classifier's evidence, so that it fails where the classifier does, and "
             "may contradict the class.",
         ]

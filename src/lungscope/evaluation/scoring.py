@@ -28,6 +28,7 @@ from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Geometry, Pixels
 from lungscope.report import Failure, Report
 from lungscope.stages.classification import Conformal
+from lungscope.stages.severity import NORMAL, opacity_levels
 
 Mask = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
@@ -170,6 +171,14 @@ def predict(analyzer: Analyzer, store: Store, split: Split, part: str, progress:
             if isinstance(result, Failure)
         ],
     )
+
+
+def healthy_levels(analyzer: Analyzer, store: Store, split: Split) -> list[float]:
+    """`opacity_levels` of the validation films of the class Normal in which lungs are found."""
+    chosen = [i for i in split.select(store, "val") if store.records[i].label == NORMAL]
+    paths = [store.path_of(store.records[i]) for i in chosen]
+    results = analyze_each(analyzer, paths, lambda n, report: opacity_levels(report.lungs))
+    return [level for levels in results if not isinstance(levels, Failure) for level in levels]
 
 
 def score_classifier(

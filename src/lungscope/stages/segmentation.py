@@ -43,7 +43,8 @@ AGREEMENT = 0.9
 @dataclass(frozen=True)
 class SegmenterSpec:
     """members: the ensemble's files. pool: how their maps become one. threshold: of the pooled map. size: network grid.
-    opacity: whether each member also has a map of how opaque the lungs are.
+    opaque: from which opacity on a place of the lungs is involved, 0..1, where each member also has a map of how opaque
+    they are; None where none has.
 
     mean averages the probabilities, union takes the largest ("maximise the segmented area" in the paper), both against
     `threshold`; vote counts members at or above `threshold` and asks for more than half of them.
@@ -53,16 +54,17 @@ class SegmenterSpec:
     pool: Pool
     threshold: float
     size: int
-    opacity: bool = False
+    opaque: float | None = None
 
 
 @dataclass(frozen=True)
 class Opacity:
     """How much of each place of the lungs something hides that air would show, 0..1: f32 [S, S] over the field of view
-    of `geometry`. It says nothing outside the lungs."""
+    of `geometry`. It says nothing outside the lungs. limit: above it a place is involved, 0..1."""
 
     map: Pixels
     geometry: Geometry
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Segmenter:
         image = geometry.to_network(film.pixels)[None, None]
         answers = [network({"image": image}) for network in self._networks]
         maps = [answer["probability"][0, 0] for answer in answers]
-        hidden = [answer["opacity"][0, 0] for answer in answers] if self._spec.opacity else []
+        limit = self._spec.opaque
+        hidden = [] if limit is None else [answer["opacity"][0, 0] for answer in answers]
         if not all(np.isfinite(member).all() for member in (*maps, *hidden)):
             raise LungscopeError(
                 "A segmentation network answered with numbers that are not finite. Try --device cpu; "
@@ -144,7 +147,7 @@ class Segmenter:
             )
         agreement = _agreement([member >= self._spec.threshold for member in maps])
         warnings = _implausible(film.pixels, right, left, merged=merged, agreement=agreement)
-        opacity = Opacity(np.mean(hidden, axis=0, dtype=np.float32), geometry) if hidden else None
+        opacity = None if limit is None else Opacity(np.mean(hidden, axis=0, dtype=np.float32), geometry, limit)
         return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings), opacity)
 
 

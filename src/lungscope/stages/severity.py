@@ -1,13 +1,13 @@
 """Stage 5: how much of each lung zone is involved, scored 0 to 3 over six zones.
 
 The zones are those of the Brixia score (Borghesi and Maroldi 2020): A, B, C are the patient's right lung from the top,
-D, E, F the left. What is scored here is extent alone, by `DEFINITIONS`; it is not Brixia, whose grades also say what
+D, E, F the left. What is scored here is extent alone, by `definition`; it is not Brixia, whose grades also say what
 kind of opacity is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lungscope.radiograph import Pixels
 from lungscope.stages.classification import Classification, softmax
-from lungscope.stages.segmentation import LungMask
+from lungscope.stages.segmentation import LungMask, Mask, Opacity
 
 Basis = Literal["evidence", "opacity"]
 
@@ -25,10 +25,9 @@ NORMAL = "Normal"
 ZONES = {"right": "ABC", "left": "DEF"}
 #: Score by the involved share of a zone: 0 below the first limit, 1 below the second, 2 below the third, else 3.
 LIMITS = (0.05, 1 / 3, 2 / 3)
-#: From which local probability of disease on a place is involved, and from which opacity on. The second is a round
-#: number by which scores agree with a radiologist's on 44 films like those trained on, and healthy films score low.
+#: From which local probability of disease on a place is involved. From which opacity on is the bundle's to say, since
+#: it depends on what the segmenter was trained on.
 INVOLVED = 0.5
-OPAQUE = 0.1
 #: A film of twice this shorter side, in pixels, or more is thinned out to it, about, where pixels are counted.
 _COUNTED = 512
 #: From this score on a zone contradicts a film that is called normal.
@@ -49,15 +48,17 @@ _SCORES = (
     "Evidence is the mean log-odds of disease. A lung that was not found has no scores, and then there is no "
     "global score."
 )
-#: What a score means, by what it is made of.
-DEFINITIONS: dict[Basis, str] = {
-    "evidence": f"{_ZONES}{_EVIDENCE}A lung pixel is involved where that exceeds {INVOLVED}. {_SCORES}",
-    "opacity": (
+
+
+def definition(opaque: float | None) -> str:
+    """What a score means, in words: where it is made of opacity, above `opaque`; where that is None, of evidence."""
+    if opaque is None:
+        return f"{_ZONES}{_EVIDENCE}A lung pixel is involved where that exceeds {INVOLVED}. {_SCORES}"
+    return (
         f"{_ZONES}The segmenter's second map says how much of each place something hides that air would show, 0 to 1; "
         "it was learnt from opacities painted on clear lungs, and knows no class. A lung pixel is involved where that "
-        f"exceeds {OPAQUE}. {_EVIDENCE}{_SCORES}"
-    ),
-}
+        f"exceeds {opaque:g}. {_EVIDENCE}{_SCORES}"
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Severity:
     """Scores of one film. What could not be scored is None, and `reason` says why.
 
     zones: by letter A..F. extent: involved share 0..1 by "left" and "right". evidence: mean log-odds of disease.
-    basis: what tells an involved place: the segmenter's opacity, or, where it has no such map, the class's evidence.
+    opaque: the segmenter's opacity above which a place is involved, 0..1; None where the class's evidence tells.
     """
 
     zones: dict[str, Zone | None]
@@ -93,12 +94,17 @@ class Severity:
     extent: dict[str, float | None]
     evidence: float | None
     reason: str | None
-    basis: Basis = "evidence"
+    opaque: float | None = None
+
+    @property
+    def basis(self) -> Basis:
+        """What tells an involved place: the segmenter's opacity, or, where it has no such map, the class's evidence."""
+        return "evidence" if self.opaque is None else "opacity"
 
     @property
     def definition(self) -> str:
         """What the scores mean, in words."""
-        return DEFINITIONS[self.basis]
+        return definition(self.opaque)
 
     @property
     def extent_percent(self) -> dict[str, float | None]:
@@ -118,28 +124,24 @@ class Severity:
 
 
 def grade(classification: Classification, lungs: LungMask) -> Severity:
-    """Score the six zones by `DEFINITIONS`. A large film's pixels are counted on every n-th row and column."""
-    basis: Basis = "evidence" if lungs.opacity is None else "opacity"
+    """Score the six zones as `definition` says. A large film's pixels are counted on every n-th row and column."""
+    opaque = None if lungs.opacity is None else lungs.opacity.limit
     if NORMAL not in classification.labels:
         names = ", ".join(classification.labels)
-        return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).", basis)
+        return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).", opaque)
     log_odds, probability = disease(classification)
-    step = max(1, min(lungs.mask.shape) // _COUNTED)
     zones: dict[str, Zone | None] = {}
-    for side, lung in (("right", lungs.right), ("left", lungs.left)):
-        rows, columns = lungs.boxes[side]
-        down, across = np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step)
-        part = lung[rows.start : rows.stop : step, columns.start : columns.stop : step]
-        evidence = classification.geometry.at(log_odds, down, across)
+    for counted in _counted(lungs):
+        evidence = classification.geometry.at(log_odds, counted.down, counted.across)
         if lungs.opacity is None:
-            involved = classification.geometry.at(probability, down, across) > INVOLVED
+            involved = classification.geometry.at(probability, counted.down, counted.across) > INVOLVED
         else:
-            involved = lungs.opacity.geometry.at(lungs.opacity.map, down, across) > OPAQUE
-        edges = [rows.start + (rows.stop - rows.start) * third // 3 for third in range(4)]
-        for letter, span in zip(ZONES[side], pairwise(edges), strict=True):
-            here = slice(*np.searchsorted(down, span))
-            inside = part[here]
-            zones[letter] = _zone(involved[here][inside], evidence[here][inside], span, step) if inside.any() else None
+            involved = _opacity(lungs.opacity, counted) > lungs.opacity.limit
+        for letter, span, here in counted.thirds():
+            inside = counted.lung[here]
+            zones[letter] = (
+                _zone(involved[here][inside], evidence[here][inside], span, counted.step) if inside.any() else None
+            )
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
         zones=zones,
@@ -147,8 +149,22 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
         extent={side: _mean((zones[name] for name in names), "extent") for side, names in ZONES.items()},
         evidence=_mean(zones.values(), "evidence"),
         reason=f"No lung was found in zone {', '.join(missing)}." if missing else None,
-        basis=basis,
+        opaque=opaque,
     )
+
+
+def opacity_levels(lungs: LungMask) -> list[float]:
+    """For each zone that was found, the opacity 0..1 at which its score of 0 ends: what `LIMITS[0]` of its pixels
+    exceed; nothing where there is no map of opacity."""
+    if lungs.opacity is None:
+        return []
+    levels = []
+    for counted in _counted(lungs):
+        opacity = _opacity(lungs.opacity, counted)
+        for _, _, here in counted.thirds():
+            if (inside := counted.lung[here]).any():
+                levels.append(float(np.quantile(opacity[here][inside], 1 - LIMITS[0])))
+    return levels
 
 
 def disease(classification: Classification) -> tuple[Pixels, Pixels]:
@@ -208,6 +224,46 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
     return f"{found} {rule} {why} Neither is confirmed by the other: look at the film."
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """The pixels of one lung that are counted: every `step`-th row `down` and column `across` of the film that its box
+    spans, from row `start` to `stop`. lung: bool [len(down), len(across)], which of them are lung."""
+
+    letters: str
+    lung: Mask
+    down: NDArray[np.int_]
+    across: NDArray[np.int_]
+    start: int
+    stop: int
+    step: int
+
+    def thirds(self) -> Iterator[tuple[str, tuple[int, int], slice]]:
+        """Each zone's letter, its rows of the film, and which of `down` they are."""
+        edges = [self.start + (self.stop - self.start) * third // 3 for third in range(4)]
+        for letter, span in zip(self.letters, pairwise(edges), strict=True):
+            yield letter, span, slice(*np.searchsorted(self.down, span))
+
+
+def _counted(lungs: LungMask) -> Iterator[_Counted]:
+    """The right lung, then the left."""
+    step = max(1, min(lungs.mask.shape) // _COUNTED)
+    for side, lung in (("right", lungs.right), ("left", lungs.left)):
+        rows, columns = lungs.boxes[side]
+        yield _Counted(
+            ZONES[side],
+            lung[rows.start : rows.stop : step, columns.start : columns.stop : step],
+            np.arange(rows.start, rows.stop, step),
+            np.arange(columns.start, columns.stop, step),
+            rows.start,
+            rows.stop,
+            step,
+        )
+
+
+def _opacity(opacity: Opacity, counted: _Counted) -> Pixels:
+    return opacity.geometry.at(opacity.map, counted.down, counted.across)
+
+
 def _zone(involved: NDArray[np.bool_], evidence: Pixels, rows: tuple[int, int], step: int) -> Zone:
     """A zone from what is found at every `step`-th row and column of its lung."""
     extent = float(involved.mean())
@@ -220,6 +276,6 @@ def _mean(zones: Iterable[Zone | None], fact: Literal["extent", "evidence"]) -> 
     return sum(value * pixels for value, pixels in known) / sum(pixels for _, pixels in known) if known else None
 
 
-def _none(reason: str, basis: Basis) -> Severity:
+def _none(reason: str, opaque: float | None) -> Severity:
     empty: dict[str, Zone | None] = dict.fromkeys("ABCDEF")
-    return Severity(empty, None, {"right": None, "left": None}, None, reason, basis)
+    return Severity(empty, None, {"right": None, "left": None}, None, reason, opaque)

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 OPSET = 18
 
+#: From which opacity on a place is involved, until that is measured on healthy lungs.
+OPAQUE = 0.1
+
 #: Films, about, that the parity gates look at.
 PARITY_FILMS = 16
 
@@ -264,7 +267,7 @@ def export_bundle(
             "classifier": None,
         }
         if all(finds_opacity(trained.facts["network"]) for trained in segmenters):
-            document["segmenter"]["opacity"] = True
+            document["segmenter"]["opaque"] = OPAQUE
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
                 classifier, folder / "classifier.onnx", films, temperature, conformal, mirror
@@ -296,19 +299,22 @@ def export_bundle(
 def amend_bundle(
     bundle: Bundle,
     *,
+    opaque: float | None = None,
     temperature: float | None = None,
     conformal: Conformal | None = None,
     files: dict[str, str] | None = None,
     precision: dict[str, Any] | None = None,
 ) -> Bundle:
-    """Put what was measured on a bundle into it: calibration and precisions into the manifest, text files beside it.
-    Returns it, reloaded.
+    """Put what was measured on a bundle into it: limit of opacity, calibration and precisions into the manifest, text
+    files beside it. Returns it, reloaded.
 
     precision: as the manifest has it; its quantisation files lie in the bundle's folder already.
     """
     document = json.loads(json.dumps(bundle.manifest))
     if bundle.classifier is None and (temperature is not None or conformal is not None):
         raise BundleError(f"bundle {bundle.name!r} has no classifier to calibrate")
+    if opaque is not None:
+        document["segmenter"]["opaque"] = opaque
     if temperature is not None:
         document["classifier"]["temperature"] = temperature
     if conformal is not None:
