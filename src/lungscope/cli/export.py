@@ -20,6 +20,7 @@ from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
+from lungscope.stages.severity import NORMAL
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 from lungscope.training.quantize import measure_gates, quantize_bundle
 
@@ -118,7 +119,10 @@ def export(
                 f"{len(levels)} zones of healthy lungs score 0 (validation)"
             )
         else:
-            console.print("[yellow]no healthy validation films: the limit of opacity is a guess[/yellow]")
+            console.print(
+                f"[yellow]no validation films of the class {NORMAL} to fit a limit of opacity on: it stays "
+                f"{bundle.segmenter.opaque:g}, and severity may score healthy lungs high or miss disease[/yellow]"
+            )
     known = [(store, parts) for store in stores]
     if gates and not any(record.mask for store in stores for record in store.records):
         console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")
