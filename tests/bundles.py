@@ -92,7 +92,7 @@ def write_bundle(
         write_segmenter(root / name, dark=dark, steep=steep, opacity=opacity)
         members.append({"network": f"threshold-{dark}", "file": name})
     document: dict[str, Any] = {
-        "schema_version": "2",
+        "schema_version": "3",
         "name": "tiny",
         "version": "0.1.0",
         "created": "2026-01-01T00:00:00Z",

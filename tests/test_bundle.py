@@ -75,7 +75,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema_version="1"), "schema_version '1'; this lungscope reads '2'"),
+        (lambda d: d.update(schema_version="2"), "schema_version '2'; this lungscope reads '3'"),
         (lambda d: d.update(segmentr=1), "'segmentr' does not exist.*Did you mean 'segmenter'"),
         (lambda d: d["segmenter"].update(treshold=1), "Did you mean 'threshold'"),
         (lambda d: d["classifier"].pop("bias"), "'bias' missing"),
@@ -91,6 +91,8 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         (lambda d: d["classifier"]["view"].update(crop=1), "true or false"),
         (lambda d: d["segmenter"].update(pool="median"), "Allowed: mean, union, vote"),
         (lambda d: d["segmenter"].update(members=[]), "a list of objects is needed"),
+        (lambda d: d["segmenter"].update(opaque=True), "a number is needed"),
+        (lambda d: d["segmenter"].update(opaque=1.5), r"must lie in 0\.\.1"),
         (lambda d: d["segmenter"].update(size=64.0), "a whole number is needed"),
         (lambda d: d["segmenter"].update(labels=["lung", "heart"]), "a lung segmenter has"),
         (lambda d: d["segmenter"]["members"][0].update(labels=["heart"]), "differ from the ensemble's"),

@@ -18,7 +18,7 @@ from lungscope.stages.segmentation import POOLS, SegmenterSpec
 
 MANIFEST = "manifest.json"
 MODEL_CARD = "MODEL_CARD.md"
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 EMBEDDED = Path(__file__).parent / "models"
 
 

@@ -13,6 +13,7 @@ from lungscope.evaluation.benchmark import PAPER_CLASSIFIERS, PAPER_SEGMENTERS
 from lungscope.training.networks import (
     CLASSIFIERS,
     DECODERS,
+    ENCODERS,
     IMAGENET,
     SEGMENTERS,
     build_classifier,
@@ -42,7 +43,8 @@ def silent(network: nn.Module, x: torch.Tensor) -> list[str]:
 def test_the_papers_networks_are_there() -> None:
     assert len(PAPER_SEGMENTERS) == 15
     lungs_alone = {name for name in SEGMENTERS if not finds_opacity(name)}
-    assert lungs_alone - set(PAPER_SEGMENTERS) == {f"{d}-{e}" for d in DECODERS for e in IMAGENET}
+    more = {f"{d}-{e}" for d in DECODERS for e in IMAGENET} | {f"slimunet-{e}" for e in ENCODERS}
+    assert lungs_alone - set(PAPER_SEGMENTERS) == more
     assert set(SEGMENTERS) - lungs_alone == {f"{name}-opacity" for name in lungs_alone}
     assert set(PAPER_CLASSIFIERS) == {"coatnet0", "xception", "resnet50", "inceptionresnetv2"}
     assert set(CLASSIFIERS) - set(PAPER_CLASSIFIERS) == set(IMAGENET)

@@ -17,7 +17,7 @@ from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.evaluation.calibration import fit_opaque
-from lungscope.evaluation.scoring import healthy_levels
+from lungscope.evaluation.scoring import healthy_lungs
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import with_interval
 from lungscope.training import recipe as recipe_module
@@ -97,10 +97,11 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         "export", "--segmenter", hazy, "--classifier", tmp_path / "run-lungs", *data, "--no-metrics",
         "--controls", tmp_path / "controls.json", "--paper", tmp_path / "DATA_CARD.md", "--out", tmp_path / "carded",
     )  # fmt: skip
-    healthy = healthy_levels(Analyzer(tmp_path / "carded", precision="f32"), store, Split.read(split))
-    assert len(healthy) == 12
-    assert manifest["segmenter"]["opaque"] == fit_opaque(healthy)
+    healthy = healthy_lungs(Analyzer(tmp_path / "carded", precision="f32"), [(store, Split.read(split))])
+    assert (healthy.films, len(healthy.levels), healthy.failed) == (2, 12, [])
+    assert manifest["segmenter"]["opaque"] == fit_opaque(healthy.levels)
     card = (tmp_path / "carded" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"involved above {fit_opaque(healthy.levels):g}, so that 75% of the zones of 2 healthy" in card
     assert "Not measured" in card and "no data card" not in card
     shown = with_interval(control["accuracy"], control["intervals"]["accuracy"])
     assert f"| the background, lungs blacked out | 6 | {shown} |" in card

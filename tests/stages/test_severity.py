@@ -51,6 +51,7 @@ def test_known_zones() -> None:
     assert zone.rows == (4, 7)
     assert zone.evidence == pytest.approx(0)
     assert result.to_json()["definition"] == definition(None)
+    assert "involved where that exceeds 0.5" in definition(None) and "second map" not in definition(None)
 
 
 def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
@@ -67,6 +68,7 @@ def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
     assert result.evidence == pytest.approx(4)
     assert result.to_json()["basis"] == "opacity"
     assert result.to_json()["definition"] == definition(0.3)
+    assert "second map" in definition(0.3) and "involved where that exceeds 0.3" in definition(0.3)
 
     assert found.opacity is not None
     assert grade(answer, replace(found, opacity=replace(found.opacity, limit=0.5))).total == 0
@@ -82,7 +84,7 @@ def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
 
 
 def test_above_its_level_a_zone_scores_nothing() -> None:
-    """As a limit, the level of a zone leaves just under 5 % of its pixels involved."""
+    """As a limit, the level of a zone leaves less than 5 % of its pixels involved, and a lower one 5 % or more."""
     assert opacity_levels(lungs(*sides())) == []
     grown = [np.kron(side, np.ones((10, 10), np.bool_)) for side in sides()]
     side = 10 * SIZE
@@ -92,9 +94,11 @@ def test_above_its_level_a_zone_scores_nothing() -> None:
     assert levels == pytest.approx([0.95] * 6, abs=0.02)
     assert found.opacity is not None
     answer = classification(ill().cam, shape=(side, side))
-    for change, total in ((0.001, 0), (-0.02, 6)):
-        limit = (max if total == 0 else min)(levels) + change
-        assert grade(answer, replace(found, opacity=replace(found.opacity, limit=limit))).total == total
+    for number, level in enumerate(levels):
+        for limit, score in ((level, 0), (np.nextafter(np.float32(level), np.float32(0)), 1)):
+            zones = grade(answer, replace(found, opacity=replace(found.opacity, limit=float(limit)))).zones
+            zone = zones["ABCDEF"[number]]
+            assert zone is not None and zone.score == score
 
 
 def test_a_large_film_is_scored_as_a_small_one() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lungscope.bundle import MANIFEST, MODEL_CARD, Bundle
 from lungscope.data.split import Split
@@ -109,21 +110,9 @@ def export(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
             f"(validation, n = {len(truth)})"
         )
-    if bundle.segmenter.opaque is not None:
-        analyzer = Analyzer(bundle, precision="f32", streams=cores())
-        levels = [level for store in labelled for level in scoring.healthy_levels(analyzer, store, parts)]
-        if levels:
-            bundle = amend_bundle(bundle, opaque=fit_opaque(levels))
-            console.print(
-                f"a place is involved from an opacity of {bundle.segmenter.opaque:g} on: {HEALTHY:.0%} of "
-                f"{len(levels)} zones of healthy lungs score 0 (validation)"
-            )
-        else:
-            console.print(
-                f"[yellow]no validation films of the class {NORMAL} to fit a limit of opacity on: it stays "
-                f"{bundle.segmenter.opaque:g}, and severity may score healthy lungs high or miss disease[/yellow]"
-            )
     known = [(store, parts) for store in stores]
+    if bundle.segmenter.opaque is not None and bundle.classifier is not None and NORMAL in bundle.classifier.labels:
+        bundle = _fit_opaque(bundle, known, console)
     if gates and not any(record.mask for store in stores for record in store.records):
         console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")
     elif gates:
@@ -137,6 +126,27 @@ def export(
         console.print("measured on the test parts")
     bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
     print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)
+
+
+def _fit_opaque(bundle: Bundle, data: list[tuple[Store, Split]], console: Console) -> Bundle:
+    """Fit the limit of opacity that severity is made by, where there are healthy films to fit it on."""
+    healthy = scoring.healthy_lungs(Analyzer(bundle, precision="f32", streams=cores()), data)
+    if healthy.failed:
+        found = f"{len(healthy.failed)} healthy validation films could not be analysed, the first: {healthy.failed[0]}"
+        console.print(f"[yellow]{escape(found)}[/yellow]")
+    if not healthy.levels:
+        console.print(
+            f"[yellow]no zone of a validation film of the class {NORMAL} to fit a limit of opacity on: it stays "
+            f"{bundle.segmenter.opaque:g}, and severity may score healthy lungs high or miss disease[/yellow]"
+        )
+        return bundle
+    counts = {"films": healthy.films, "failed": len(healthy.failed), "zones": len(healthy.levels)}
+    bundle = amend_bundle(bundle, opaque=fit_opaque(healthy.levels), healthy=counts)
+    console.print(
+        f"a place is involved above an opacity of {bundle.segmenter.opaque:g}: {HEALTHY:.0%} of {len(healthy.levels)} "
+        f"zones of healthy lungs score 0 (validation, n = {healthy.films})"
+    )
+    return bundle
 
 
 def _segmenters(path: Path) -> list[Trained]:

@@ -60,14 +60,16 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
 
 
 def fit_opaque(levels: ArrayLike) -> float:
-    """The opacity 0..1, to three digits, from which on a place is involved, so that `HEALTHY` of the zones of healthy
-    lungs score 0: levels [Z], the opacity at which each zone's score of 0 ends (`stages.severity.opacity_levels`).
+    """The least opacity, 0.001..1 in steps of 0.001, above which a place may count as involved so that at least
+    `HEALTHY` of the zones of healthy lungs score 0.
 
-    Raises ValueError without zones."""
+    levels: f64 [Z] in 0..1, the least limit at which each zone scores 0 (`stages.severity.opacity_levels`). Raises
+    ValueError without zones.
+    """
     found = np.asarray(levels, np.float64)
     if not found.size:
         raise ValueError("a limit of opacity needs zones of healthy lungs; got none")
-    return round(float(np.quantile(found, HEALTHY)), 3)
+    return max(1, math.ceil(1000 * float(np.quantile(found, HEALTHY, method="higher")))) / 1000
 
 
 def calibrate(logits: ArrayLike, truth: ArrayLike) -> tuple[float, Conformal]:

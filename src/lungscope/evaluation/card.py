@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lungscope.bundle import Bundle
+from lungscope.evaluation.calibration import HEALTHY
 from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, MOST_LOST, MOST_SEVERITY_MAE
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
@@ -70,12 +71,21 @@ def _use(bundle: Bundle) -> str:
                 else ""
             )
             + "; a heat map shows what spoke for the class, and severity is derived from "
-            + ("how opaque the lungs are. " if bundle.segmenter.opaque is not None else "it. ")
+            + (_involved(bundle) if bundle.segmenter.opaque is not None else "it. ")
         )
     return text + (
         "For research and teaching: to train, compare and study networks.\n\n"
         "**Not for** diagnosis, triage or any decision about a patient, nor for lateral films."
     )
+
+
+def _involved(bundle: Bundle) -> str:
+    """Above which opacity a place counts for severity, and what that was fitted on."""
+    text = f"how opaque the lungs are: a place is involved above {bundle.segmenter.opaque:g}, "
+    healthy = bundle.manifest.get("training", {}).get("healthy")
+    if healthy is None:
+        return text + "which was not fitted to these weights. "
+    return text + f"so that {HEALTHY:.0%} of the zones of {healthy['films']} healthy validation films score 0. "
 
 
 def _data(bundle: Bundle) -> str:

@@ -173,12 +173,28 @@ def predict(analyzer: Analyzer, store: Store, split: Split, part: str, progress:
     )
 
 
-def healthy_levels(analyzer: Analyzer, store: Store, split: Split) -> list[float]:
-    """`opacity_levels` of the validation films of the class Normal in which lungs are found."""
-    chosen = [i for i in split.select(store, "val") if store.records[i].label == NORMAL]
-    paths = [store.path_of(store.records[i]) for i in chosen]
-    results = analyze_each(analyzer, paths, lambda n, report: opacity_levels(report.lungs))
-    return [level for levels in results if not isinstance(levels, Failure) for level in levels]
+@dataclass(frozen=True)
+class HealthyLungs:
+    """levels: `opacity_levels` of all zones of `films` films; failed: why the others could not be analysed."""
+
+    levels: list[float]
+    films: int
+    failed: list[str]
+
+
+def healthy_lungs(analyzer: Analyzer, data: Sequence[tuple[Store, Split]]) -> HealthyLungs:
+    """The validation films of the class Normal."""
+    levels, failed, films = [], [], 0
+    for store, split in data:
+        chosen = [r for r in (store.records[i] for i in split.select(store, "val")) if r.label == NORMAL]
+        results = analyze_each(analyzer, [store.path_of(r) for r in chosen], lambda n, r: opacity_levels(r.lungs))
+        for record, result in zip(chosen, results, strict=True):
+            if isinstance(result, Failure):
+                failed.append(f"{record.id}: {_why(result, record.image)}")
+            else:
+                films += 1
+                levels += result
+    return HealthyLungs(levels, films, failed)
 
 
 def score_classifier(

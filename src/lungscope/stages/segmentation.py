@@ -43,8 +43,8 @@ AGREEMENT = 0.9
 @dataclass(frozen=True)
 class SegmenterSpec:
     """members: the ensemble's files. pool: how their maps become one. threshold: of the pooled map. size: network grid.
-    opaque: from which opacity on a place of the lungs is involved, 0..1, where each member also has a map of how opaque
-    they are; None where none has.
+    opaque: above which opacity a place of the lungs is involved, 0..1, where each member also has a map of how opaque
+    they are; None where not every one has.
 
     mean averages the probabilities, union takes the largest ("maximise the segmented area" in the paper), both against
     `threshold`; vote counts members at or above `threshold` and asks for more than half of them.

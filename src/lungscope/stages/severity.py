@@ -25,8 +25,8 @@ NORMAL = "Normal"
 ZONES = {"right": "ABC", "left": "DEF"}
 #: Score by the involved share of a zone: 0 below the first limit, 1 below the second, 2 below the third, else 3.
 LIMITS = (0.05, 1 / 3, 2 / 3)
-#: From which local probability of disease on a place is involved. From which opacity on is the bundle's to say, since
-#: it depends on what the segmenter was trained on.
+#: Above which local probability of disease a place is involved. Above which opacity is the bundle's to say, since that
+#: depends on what the segmenter was trained on.
 INVOLVED = 0.5
 #: A film of twice this shorter side, in pixels, or more is thinned out to it, about, where pixels are counted.
 _COUNTED = 512
@@ -154,8 +154,8 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
 
 
 def opacity_levels(lungs: LungMask) -> list[float]:
-    """For each zone that was found, the opacity 0..1 at which its score of 0 ends: what `LIMITS[0]` of its pixels
-    exceed; nothing where there is no map of opacity."""
+    """For each zone that was found, the least limit of opacity, 0..1, at which it scores 0: less than `LIMITS[0]` of
+    its pixels exceed it. Nothing where there is no map of opacity."""
     if lungs.opacity is None:
         return []
     levels = []
@@ -163,7 +163,7 @@ def opacity_levels(lungs: LungMask) -> list[float]:
         opacity = _opacity(lungs.opacity, counted)
         for _, _, here in counted.thirds():
             if (inside := counted.lung[here]).any():
-                levels.append(float(np.quantile(opacity[here][inside], 1 - LIMITS[0])))
+                levels.append(float(np.quantile(opacity[here][inside], 1 - LIMITS[0], method="higher")))
     return levels
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 OPSET = 18
 
-#: From which opacity on a place is involved, until that is measured on healthy lungs.
+#: Above which opacity a place is involved, until that is measured on healthy lungs.
 OPAQUE = 0.1
 
 #: Films, about, that the parity gates look at.
@@ -98,11 +98,13 @@ class Trained:
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> list[Trained]:
-        """The segmenters of a finished bundle, as they are stored, each with the facts of its run."""
+        """The segmenters of a finished bundle, as they are stored, each with the facts of its run and the bundle's
+        limit of opacity."""
         spec, runs = bundle.segmenter, bundle.manifest.get("training", {}).get("runs", [])
         known = [*runs[: len(spec.members)], *({} for _ in spec.members)]
+        limit = {} if spec.opaque is None else {"opaque": spec.opaque}
         return [
-            cls(member.path, {**run, "network": member.network, "size": spec.size})
+            cls(member.path, {**run, "network": member.network, "size": spec.size, **limit})
             for member, run in zip(spec.members, known, strict=False)
         ]
 
@@ -267,7 +269,7 @@ def export_bundle(
             "classifier": None,
         }
         if all(finds_opacity(trained.facts["network"]) for trained in segmenters):
-            document["segmenter"]["opaque"] = OPAQUE
+            document["segmenter"]["opaque"] = segmenters[0].facts.get("opaque", OPAQUE)
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
                 classifier, folder / "classifier.onnx", films, temperature, conformal, mirror
@@ -300,6 +302,7 @@ def amend_bundle(
     bundle: Bundle,
     *,
     opaque: float | None = None,
+    healthy: dict[str, int] | None = None,
     temperature: float | None = None,
     conformal: Conformal | None = None,
     files: dict[str, str] | None = None,
@@ -308,6 +311,7 @@ def amend_bundle(
     """Put what was measured on a bundle into it: limit of opacity, calibration and precisions into the manifest, text
     files beside it. Returns it, reloaded.
 
+    healthy: on how many films and zones the limit of opacity was fitted.
     precision: as the manifest has it; its quantisation files lie in the bundle's folder already.
     """
     document = json.loads(json.dumps(bundle.manifest))
@@ -315,6 +319,7 @@ def amend_bundle(
         raise BundleError(f"bundle {bundle.name!r} has no classifier to calibrate")
     if opaque is not None:
         document["segmenter"]["opaque"] = opaque
+        document["training"]["healthy"] = healthy
     if temperature is not None:
         document["classifier"]["temperature"] = temperature
     if conformal is not None:

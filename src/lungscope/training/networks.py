@@ -22,7 +22,7 @@ from lungscope.errors import RecipeError, look_up
 from lungscope.training.recipe import STRIDE
 
 #: The paper's fifteen segmenters, three decoders over five encoders (paper, Tables 1-3). Then U-Net's decoder with half
-#: its channels, which costs on two cores what LinkNet's does; and two encoders.
+#: its channels, and two encoders.
 DECODERS = {
     "unet": smp.Unet,
     "linknet": smp.Linknet,
