@@ -21,7 +21,7 @@ BOUNDS = (0.05, 20.0)
 #: Share of each class's films whose conformal set is to hold the class.
 COVERAGE = 0.95
 #: Share of the zones of healthy lungs that are to score 0 for severity.
-HEALTHY = 0.75
+HEALTHY = 0.9
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
