@@ -101,7 +101,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     assert (healthy.films, len(healthy.levels), healthy.failed) == (2, 12, [])
     assert manifest["segmenter"]["opaque"] == fit_opaque(healthy.levels)
     card = (tmp_path / "carded" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert f"involved above {fit_opaque(healthy.levels):g}, so that 75% of the zones of 2 healthy" in card
+    assert f"involved above {fit_opaque(healthy.levels):g}, so that 90% of the zones of 2 healthy" in card
     assert "Not measured" in card and "no data card" not in card
     shown = with_interval(control["accuracy"], control["intervals"]["accuracy"])
     assert f"| the background, lungs blacked out | 6 | {shown} |" in card
