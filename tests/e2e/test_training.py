@@ -95,10 +95,12 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     hazy = trained_segmenter(tmp_path / "hazy", SIZE, "fpn-mobilenetv2-opacity")
     manifest = run(
         "export", "--segmenter", hazy, "--classifier", tmp_path / "run-lungs", *data, "--no-metrics",
+        "--threshold", 0.4,
         "--controls", tmp_path / "controls.json", "--paper", tmp_path / "DATA_CARD.md", "--out", tmp_path / "carded",
     )  # fmt: skip
     healthy = healthy_lungs(Analyzer(tmp_path / "carded", precision="f32"), [(store, Split.read(split))])
     assert (healthy.films, len(healthy.levels), healthy.failed) == (2, 12, [])
+    assert manifest["segmenter"]["threshold"] == 0.4
     assert manifest["segmenter"]["opaque"] == fit_opaque(healthy.levels)
     card = (tmp_path / "carded" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"involved above {fit_opaque(healthy.levels):g}, so that 90% of the zones of 2 healthy" in card

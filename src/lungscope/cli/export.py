@@ -48,6 +48,9 @@ def export(
         ),
     ] = 0.0,
     pool: Annotated[str, typer.Option("--pool", help="How members are pooled: mean, union, vote.")] = "mean",
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.01, max=0.99, help="From which pooled probability on a place is lung.")
+    ] = 0.5,
     segmenter_size: Annotated[
         int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")
     ] = None,
@@ -86,6 +89,7 @@ def export(
         name=name,
         version=version,
         pool=pool,
+        threshold=threshold,
         segmenter_size=segmenter_size,
         mirror=mirror,
         papers={path.name: path.read_text(encoding="utf-8") for path in paper or []}

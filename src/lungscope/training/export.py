@@ -224,6 +224,7 @@ def export_bundle(
     name: str,
     version: str,
     pool: str = "mean",
+    threshold: float = 0.5,
     segmenter_size: int | None = None,
     temperature: float = 1.0,
     conformal: Conformal | None = None,
@@ -234,8 +235,8 @@ def export_bundle(
     """Write a bundle to `out`, replacing one that is there, and return it as the package itself loads it.
 
     films: f32 [N, 1, S, S] in 0..1, real ones, for the parity gates; resized to each network's grid.
-    mirror: see `ClassifierSpec`. papers: further text files by name (data card, metrics, licence). Raises BundleError
-    where a gate fails.
+    pool, threshold: see `SegmenterSpec`. mirror: see `ClassifierSpec`. papers: further text files by name (data card,
+    metrics, licence). Raises BundleError where a gate fails.
     """
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
         raise BundleError(f"{out} exists and is no bundle (no {MANIFEST}), so it is not replaced. Name another folder")
@@ -265,7 +266,7 @@ def export_bundle(
             "licence": "Research use only; see LICENCE and DATA_CARD.md",
             "disclaimer": DISCLAIMER,
             "files": {},
-            "segmenter": {"members": members, "pool": pool, "threshold": 0.5, "size": size, "labels": ["lung"]},
+            "segmenter": {"members": members, "pool": pool, "threshold": threshold, "size": size, "labels": ["lung"]},
             "classifier": None,
         }
         if all(finds_opacity(trained.facts["network"]) for trained in segmenters):
