@@ -19,6 +19,7 @@ from lungscope.errors import DataError
 from lungscope.evaluation.scoring import (
     ZONES,
     analyze_each,
+    healthy_lungs,
     on_grid,
     predict,
     score_classifier,
@@ -206,6 +207,19 @@ def test_a_film_without_drawn_lungs_is_named(analyzer: Analyzer, lesions: Path) 
     (lesions / "lungs" / "ill.png").unlink()
     with pytest.raises(DataError, match=r"ill\.png has no drawn lungs"):
         score_lesions(analyzer, lesions)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_healthy_lungs_are_the_normal_films_of_the_val_part(
+    part: str, store: tuple[Store, Split], tmp_path: Path
+) -> None:
+    """ "a" and "c"; "broken" is counted, and of another part no film is."""
+    found, split = store
+    rows = tuple(replace(row, part=part) for row in split.rows)
+    analyzer = Analyzer(write_bundle(tmp_path / "bundle", opacity=True))
+    healthy = healthy_lungs(analyzer, [(found, Split(rows))])
+    assert (healthy.films, len(healthy.levels)) == ((2, 12) if part == "val" else (0, 0))
+    assert [why.split(":")[0] for why in healthy.failed] == (["broken"] if part == "val" else [])
 
 
 def test_severity_is_compared_with_two_readers(analyzer: Analyzer, tmp_path: Path) -> None:

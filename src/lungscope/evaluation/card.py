@@ -84,7 +84,7 @@ def _involved(bundle: Bundle) -> str:
     text = f"how opaque the lungs are: a place is involved above {bundle.segmenter.opaque:g}, "
     healthy = bundle.manifest.get("training", {}).get("healthy")
     if healthy is None:
-        return text + "which was not fitted to these weights. "
+        return text + "which was not fitted when this bundle was made. "
     return text + f"so that {HEALTHY:.0%} of the zones of {healthy['films']} healthy validation films score 0. "
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,17 +131,16 @@ def grade(classification: Classification, lungs: LungMask) -> Severity:
         return _none(f"The classifier has no class {NORMAL!r} to measure disease against (it has {names}).", opaque)
     log_odds, probability = disease(classification)
     zones: dict[str, Zone | None] = {}
-    for counted in _counted(lungs):
-        evidence = classification.geometry.at(log_odds, counted.down, counted.across)
+    step = _step(lungs)
+    for side in _sides(lungs):
+        evidence = classification.geometry.at(log_odds, side.down, side.across)
         if lungs.opacity is None:
-            involved = classification.geometry.at(probability, counted.down, counted.across) > INVOLVED
+            involved = classification.geometry.at(probability, side.down, side.across) > INVOLVED
         else:
-            involved = _opacity(lungs.opacity, counted) > lungs.opacity.limit
-        for letter, span, here in counted.thirds():
-            inside = counted.lung[here]
-            zones[letter] = (
-                _zone(involved[here][inside], evidence[here][inside], span, counted.step) if inside.any() else None
-            )
+            involved = _opacity(lungs.opacity, side) > lungs.opacity.limit
+        for letter, span, here in side.thirds:
+            inside = side.inside[here]
+            zones[letter] = _zone(involved[here][inside], evidence[here][inside], span, step) if inside.any() else None
     missing = [name for name, zone in zones.items() if zone is None]
     return Severity(
         zones=zones,
@@ -159,10 +158,10 @@ def opacity_levels(lungs: LungMask) -> list[float]:
     if lungs.opacity is None:
         return []
     levels = []
-    for counted in _counted(lungs):
-        opacity = _opacity(lungs.opacity, counted)
-        for _, _, here in counted.thirds():
-            if (inside := counted.lung[here]).any():
+    for side in _sides(lungs):
+        opacity = _opacity(lungs.opacity, side)
+        for _, _, here in side.thirds:
+            if (inside := side.inside[here]).any():
                 levels.append(float(np.quantile(opacity[here][inside], 1 - LIMITS[0], method="higher")))
     return levels
 
@@ -224,44 +223,40 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
     return f"{found} {rule} {why} Neither is confirmed by the other: look at the film."
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """The pixels of one lung that are counted: every `step`-th row `down` and column `across` of the film that its box
-    spans, from row `start` to `stop`. lung: bool [len(down), len(across)], which of them are lung."""
+class _Side(NamedTuple):
+    """One lung as it is counted: on some rows `down` and columns `across` of the film, in its box.
 
-    letters: str
-    lung: Mask
+    inside: bool [len(down), len(across)], which of these pixels are lung. thirds: each zone's letter, its rows of the
+    film (start, stop), and which of `down` they are.
+    """
+
     down: NDArray[np.int_]
     across: NDArray[np.int_]
-    start: int
-    stop: int
-    step: int
-
-    def thirds(self) -> Iterator[tuple[str, tuple[int, int], slice]]:
-        """Each zone's letter, its rows of the film, and which of `down` they are."""
-        edges = [self.start + (self.stop - self.start) * third // 3 for third in range(4)]
-        for letter, span in zip(self.letters, pairwise(edges), strict=True):
-            yield letter, span, slice(*np.searchsorted(self.down, span))
+    inside: Mask
+    thirds: list[tuple[str, tuple[int, int], slice]]
 
 
-def _counted(lungs: LungMask) -> Iterator[_Counted]:
+def _step(lungs: LungMask) -> int:
+    """Every how many rows and columns of a film are counted."""
+    return max(1, int(min(lungs.mask.shape)) // _COUNTED)
+
+
+def _sides(lungs: LungMask) -> Iterator[_Side]:
     """The right lung, then the left."""
-    step = max(1, min(lungs.mask.shape) // _COUNTED)
+    step = _step(lungs)
     for side, lung in (("right", lungs.right), ("left", lungs.left)):
         rows, columns = lungs.boxes[side]
-        yield _Counted(
-            ZONES[side],
-            lung[rows.start : rows.stop : step, columns.start : columns.stop : step],
-            np.arange(rows.start, rows.stop, step),
-            np.arange(columns.start, columns.stop, step),
-            rows.start,
-            rows.stop,
-            step,
-        )
+        down, across = np.arange(rows.start, rows.stop, step), np.arange(columns.start, columns.stop, step)
+        edges = [rows.start + (rows.stop - rows.start) * third // 3 for third in range(4)]
+        thirds = [
+            (letter, span, slice(*np.searchsorted(down, span)))
+            for letter, span in zip(ZONES[side], pairwise(edges), strict=True)
+        ]
+        yield _Side(down, across, lung[rows.start : rows.stop : step, columns.start : columns.stop : step], thirds)
 
 
-def _opacity(opacity: Opacity, counted: _Counted) -> Pixels:
-    return opacity.geometry.at(opacity.map, counted.down, counted.across)
+def _opacity(opacity: Opacity, side: _Side) -> Pixels:
+    return opacity.geometry.at(opacity.map, side.down, side.across)
 
 
 def _zone(involved: NDArray[np.bool_], evidence: Pixels, rows: tuple[int, int], step: int) -> Zone:
