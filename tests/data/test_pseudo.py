@@ -15,6 +15,7 @@ from bundles import write_bundle
 from films import draw
 from lungscope.bundle import Bundle
 from lungscope.cli.data import app
+from lungscope.data.importing import on_store_grid
 from lungscope.data.pseudo import pseudo_label, pseudo_labels
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
@@ -141,3 +142,32 @@ def test_command(films: Store, split: Split, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     assert "2 of 3 films kept; left out: lung-area 1" in result.stdout
+
+
+def test_soft_labels_keep_how_sure_the_segmenters_were_and_take_films_with_a_mask_too(
+    films: Store, split: Split, tmp_path: Path
+) -> None:
+    bundles = [Bundle.load(write_bundle(tmp_path / str(dark), darks=(dark,))) for dark in (0.35, 0.45)]
+    result = pseudo_label(films, split, bundles, tmp_path / "drawn", agree=0.9, soft=True)
+    assert (result.looked_at, result.kept) == (4, {"Normal": 3})
+    store = Store.open(result.store)
+    assert sorted(record.id for record in store.records) == ["masked", "plain", "second"]
+    for i, record in enumerate(store.records):
+        soft, hard = store.masks[i], np.asarray(Image.open(store.origin / record.mask))
+        assert len(np.unique(soft)) > 20
+        assert metrics.dice((on_store_grid(hard > 0, store.size) > 0)[None], soft[None] >= 128)[0] > 0.98
+    facts = pseudo_labels(store)
+    assert facts is not None
+    assert facts["soft"] is True
+
+
+def test_soft_labels_are_filled_where_lung_encloses(make_store: MakeStore, tmp_path: Path) -> None:
+    film = draw(*SHAPE)
+    film[150:170, 70:90] = 0.9
+    films = make_store("spot", {"film": np.rint(film * 255).astype(np.uint8)}, labels={"film": "Normal"})
+    own = Split(tuple(Row("spot", r.id, r.sha256, r.label, r.id, "train") for r in films.records))
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
+    store = Store.open(pseudo_label(films, own, [bundle], tmp_path / "drawn", soft=True).store)
+    # The letterbox: 288 columns in 320, on a grid of the store's size.
+    row, column = (round((x + 0.5) * store.size / 320) for x in (160, 80 + 16))
+    assert store.masks[0][row, column] > 240

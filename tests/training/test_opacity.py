@@ -114,3 +114,31 @@ def test_what_could_never_learn_opacity_is_refused(lacking: str, store: Store, t
     split = Split(tuple(Row("films", r.id, r.sha256, r.label, r.id, parts[r.id]) for r in store.records))
     with pytest.raises(RecipeError, match="learns opacity from opacities painted on clear lungs"):
         train_segmenter(recipe, [(store, split)], tmp_path / "run", seed=0, hardware=Hardware("cpu"))
+
+
+def test_soft_masks_are_learnt_as_they_are() -> None:
+    """A network that is as sure as those who labelled it can not do better; with yes or no, the loss is what it was."""
+    recipe = replace(load_recipe("segmenter-slim-distil"), augment=load_recipe("segmenter-paper").augment)
+    films = torch.full((2, 1, 64, 64), 100, dtype=torch.uint8)
+    masks = torch.zeros_like(films)
+    masks[..., :20], masks[..., 20:40] = 255, 102
+    batch = (films, masks, torch.zeros(2), torch.tensor([True, True]))
+    phase = replace(recipe.phases[0], size=64)
+    soft = SegmenterTask(torch.nn.Identity(), recipe, phase, 0, ["a"])
+    hard = SegmenterTask(torch.nn.Identity(), replace(recipe, soft=False), phase, 0, ["a"])
+    truth = soft.prepare(batch, train=False)[1]
+    assert truth.lung.unique().tolist() == pytest.approx([0, 0.4, 1])
+    assert hard.prepare(batch, train=False)[1].lung.unique().tolist() == [0, 1]
+
+    def logits(between: float) -> torch.Tensor:
+        p = truth.lung.clamp(1e-4, 1 - 1e-4).clone()
+        p[..., 20:40] = between
+        return p.logit()
+
+    losses = {between: float(soft.loss(logits(between), truth)) for between in (0.3, 0.35, 0.4, 0.45, 0.5)}
+    assert min(losses, key=losses.__getitem__) == 0.4
+
+    p, yes = torch.rand(2, 1, 64, 64), (truth.lung >= 0.5).float()
+    dice = (2 * (p * yes).sum((1, 2, 3)) + 1) / (p.sum((1, 2, 3)) + yes.sum((1, 2, 3)) + 1)
+    known = torch.nn.functional.binary_cross_entropy(p, yes) + (1 - dice).mean()
+    torch.testing.assert_close(hard.loss(p.logit(), Target(yes, yes, batch[3])), known)

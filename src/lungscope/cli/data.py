@@ -143,13 +143,17 @@ def pseudo_label(
     ] = None,
     agree: Annotated[float, typer.Option(help="Least Dice between any two looks at a film.")] = 0.97,
     per_label: Annotated[int, typer.Option(min=0, help="No more films of a class than that; 0 takes all.")] = 0,
+    soft: Annotated[
+        bool,
+        typer.Option("--soft", help="Keep how sure they are, and label films with a mask, too: for distillation."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draws the films, where not all are taken.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Draw lung masks on films that have none, with trained segmenters, and keep those that all looks agree on.
 
     Each segmenter looks at a film and at its mirror image. DEST is a store to train a segmenter on beside drawn masks;
-    its split lies in it, DEST/split.csv.
+    its split lies in it, DEST/split.csv. A recipe with `soft` teaches one segmenter what several find together.
     """
     from lungscope.bundle import Bundle, locate
     from lungscope.data.pseudo import pseudo_label as look_at
@@ -165,6 +169,7 @@ def pseudo_label(
             dest,
             agree=agree,
             per_label=per_label,
+            soft=soft,
             seed=seed,
             progress=lambda done, total: progress("segment", done, total),
         )

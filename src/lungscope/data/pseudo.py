@@ -1,7 +1,9 @@
 """Lung masks for films on which nobody drew any: drawn by segmenters, and kept where they agree.
 
 Self-training (Lee 2013, "Pseudo-Label"; Xie et al. 2020, "Self-training with Noisy Student"): what a segmenter finds on
-a film as it is becomes the truth for another one, which is shown the film turned, toned and painted over.
+a film as it is becomes the truth for another one, which is shown the film turned, toned and painted over. With soft
+labels, what several find becomes what one is to find (Hinton et al. 2015, "Distilling the Knowledge in a Neural
+Network").
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from lungscope.data.store import SCHEMA_VERSION, Record, Store, write_records
 from lungscope.errors import DataError, InputError, UsageError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer, FindLungs
-from lungscope.radiograph import Radiograph
+from lungscope.radiograph import Geometry, Pixels, Radiograph
 from lungscope.readers import read
 from lungscope.stages.segmentation import Mask, dice
 from lungscope.stages.segmentation import split as split_mask
@@ -39,7 +41,7 @@ DISAGREE = "disagree"
 
 @dataclass(frozen=True)
 class PseudoLabelled:
-    """looked_at: films of the train part without a mask that were segmented; kept: those in the new store, by label.
+    """looked_at: films of the train part that were segmented; kept: those in the new store, by label.
     left_out: how many were not kept, by reason: `disagree`, a warning's code or an error's."""
 
     store: Path
@@ -60,6 +62,7 @@ def pseudo_label(
     *,
     agree: float = 0.97,
     per_label: int = 0,
+    soft: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PseudoLabelled:
@@ -71,7 +74,8 @@ def pseudo_label(
     probabilities reaches one half, holes filled and specks dropped; it also lies as PNG, 0 or 255, on the film's own
     grid in `dest`/masks.
 
-    per_label: no more films of a label than that, drawn by `seed`; 0 takes all.
+    per_label: no more films of a label than that, drawn by `seed`; 0 takes all. soft: label films that have a lung
+    mask, too, and let the store's masks be the mean of the probabilities itself, for a recipe with `soft`.
     Val and test parts are not looked at. Nothing stands at `dest` before all is done.
     Raises UsageError where `dest` exists or no bundle is given, DataError where no film is kept.
     """
@@ -79,7 +83,8 @@ def pseudo_label(
         raise UsageError(f"{dest} exists. Choose a DEST that does not")
     if not bundles or not 0 < agree <= 1:
         raise UsageError(f"{len(bundles)} bundles and agreement {agree}: give one or more, and a Dice above 0, up to 1")
-    chosen = _drawn([i for i in split.select(store, "train") if not store.records[i].mask], store, per_label, seed)
+    wanted = [i for i in split.select(store, "train") if soft or not store.records[i].mask]
+    chosen = _drawn(wanted, store, per_label, seed)
     finders = [
         Analyzer(replace(bundle, classifier=None), precision="f32", streams=cores()).find_lungs for bundle in bundles
     ]
@@ -90,7 +95,7 @@ def pseudo_label(
         grids: list[NDArray[np.uint8]] = []
         left_out: Counter[str] = Counter()
 
-        def look(i: int) -> str | Mask:
+        def look(i: int) -> str | tuple[Mask, Pixels]:
             try:
                 return _agreed(read(store.path_of(store.records[i])), finders, agree)
             except InputError as error:
@@ -100,14 +105,14 @@ def pseudo_label(
             if isinstance(found, str):
                 left_out[found] += 1
             else:
-                mask = found.astype(np.uint8) * np.uint8(255)
-                if not cv2.imwrite(str(work / "masks" / f"{len(kept)}.png"), mask):
+                mask, probability = found
+                if not cv2.imwrite(str(work / "masks" / f"{len(kept)}.png"), mask.astype(np.uint8) * np.uint8(255)):
                     raise DataError(f"{work}: a mask could not be written. Is the disk full?")
-                grids.append(on_store_grid(found, store.size))
+                grids.append(_shares(probability, store.size) if soft else on_store_grid(mask, store.size))
                 kept.append(chosen[n])
             progress(n + 1, len(chosen))
         if not kept:
-            why = ", ".join(f"{reason} {count:,}" for reason, count in left_out.most_common()) or "none has no mask"
+            why = ", ".join(f"{reason} {count:,}" for reason, count in left_out.most_common()) or "none to look at"
             raise DataError(f"{store.name}: none of {len(chosen):,} films was kept ({why}). Lower the agreement")
         masks = (dest / "masks").resolve()
         records = [replace(store.records[i], mask=str(masks / f"{n}.png")) for n, i in enumerate(kept)]
@@ -119,6 +124,7 @@ def pseudo_label(
             "segmenters": [[weights.sha256 for weights in bundle.segmenter.members] for bundle in bundles],
             "agree": agree,
             "per_label": per_label,
+            "soft": soft,
             "seed": seed,
             "looked_at": len(chosen),
             "left_out": dict(left_out),
@@ -152,10 +158,11 @@ def _drawn(films: list[int], store: Store, per_label: int, seed: int) -> list[in
     return sorted(drawn)
 
 
-def _agreed(film: Radiograph, finders: Sequence[FindLungs], agree: float) -> str | Mask:
-    """The mask bool [H, W] that all looks at the film agree on, or the reason why there is none."""
+def _agreed(film: Radiograph, finders: Sequence[FindLungs], agree: float) -> str | tuple[Mask, Pixels]:
+    """The mask bool [H, W] that all looks at the film agree on, and the mean of their probabilities f32 [H, W], 0 or 1
+    where a hole was filled or a speck dropped; or the reason why there is none."""
     mirrored = replace(film, pixels=np.ascontiguousarray(film.pixels[:, ::-1]))
-    looks: list[tuple[Mask, NDArray[np.float32]]] = []
+    looks: list[tuple[Mask, Pixels]] = []
     for find in finders:
         lungs = find(film)
         if lungs.warnings:
@@ -165,8 +172,17 @@ def _agreed(film: Radiograph, finders: Sequence[FindLungs], agree: float) -> str
         looks.append((other.mask[:, ::-1], other.probability[:, ::-1]))
     if min(dice(a, b) for (a, _), (b, _) in combinations(looks, 2)) < agree:
         return DISAGREE
-    right, left, _ = split_mask(np.mean([probability for _, probability in looks], axis=0) >= 0.5)
-    return right | left
+    mean: Pixels = np.mean([probability for _, probability in looks], axis=0, dtype=np.float32)
+    right, left, _ = split_mask(mean >= 0.5)
+    mask = right | left
+    return mask, np.where(mask == (mean >= 0.5), mean, mask).astype(np.float32)
+
+
+def _shares(probability: Pixels, size: int) -> NDArray[np.uint8]:
+    """A map [h, w] of 0..1 on a store's grid, u8 [size, size] of 0..255."""
+    height, width = probability.shape
+    grid = Geometry.letterbox((height, width), size).to_network(probability)
+    return np.rint(grid * 255).astype(np.uint8)
 
 
 def _own_split(name: str, store: Store, split: Split, records: Sequence[Record], kept: Sequence[int]) -> Split:

@@ -4,7 +4,8 @@ A store is a folder with
     store.json     schema_version, name, side of the cached grid, origin (the folder the films lie in)
     records.csv    one row a film, in the order of the arrays
     images.npy     u8 [N, S, S], films letterboxed to S x S, 0..255, bright = dense
-    masks.npy      u8 [N, S, S], lung masks on the same grid, 0 or 255; all 0 where `Record.mask` is empty
+    masks.npy      u8 [N, S, S], lung masks on the same grid, 0 or 255; all 0 where `Record.mask` is empty.
+                   Soft pseudo-labels: 0..255, how sure the segmenters were
 """
 
 from __future__ import annotations

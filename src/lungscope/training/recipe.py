@@ -81,7 +81,7 @@ STRIDE = 32
 #: By kind: its losses, what it may monitor, and what belongs to the other kind.
 KINDS = {
     "segmenter": (("bce", "bce+dice"), ("val_loss", "val_dice"), ("label_smoothing", "drop", "drop_path")),
-    "classifier": (("cross-entropy",), ("val_loss", "val_accuracy", "val_f1"), ("opacity",)),
+    "classifier": (("cross-entropy",), ("val_loss", "val_accuracy", "val_f1"), ("opacity", "soft")),
 }
 
 
@@ -93,6 +93,7 @@ class Recipe:
     once, but for the last ones where they do not fill a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages. batch_norm_momentum: the weight of the newest batch in these averages; 0 is the network's own.
+    soft: a segmenter learns which share of a pixel is lung, or how sure those were who labelled it; else yes or no.
     """
 
     kind: Literal["segmenter", "classifier"]
@@ -114,6 +115,7 @@ class Recipe:
     batch_norm_batches: int = 0
     batch_norm_momentum: float = 0.0
     clip_gradient: float = 0.0
+    soft: bool = False
 
 
 def shipped(what: Literal["recipe", "budget"]) -> list[str]:

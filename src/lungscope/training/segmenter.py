@@ -26,8 +26,8 @@ OPACITY_WEIGHT = 0.3
 
 
 class Target(NamedTuple):
-    """lung: f32 [N, 1, S, S] 0 or 1. covered: f32 [N, 1, S, S] 0..1, how much a painted opacity hides. clear: bool [N],
-    whether there was no opacity before."""
+    """lung: f32 [N, 1, S, S] 0 or 1; with a `soft` recipe 0..1. covered: f32 [N, 1, S, S] 0..1, how much a painted
+    opacity hides. clear: bool [N], whether there was no opacity before."""
 
     lung: Tensor
     covered: Tensor
@@ -57,14 +57,15 @@ class SegmenterTask(Task):
             if spec.opacity:
                 x, covered = paint_opacities(x, mask, spec.opacity)
             x = random_tone(x, spec)
-        return x, Target((mask >= 0.5).float(), covered, clear)
+        return x, Target(mask if self.recipe.soft else (mask >= 0.5).float(), covered, clear)
 
     def loss(self, output: Tensor, target: Target) -> Tensor:
         lung, truth = output[:, :1], target.lung
         loss = F.binary_cross_entropy_with_logits(lung, truth)
         if self.recipe.loss == "bce+dice":
             p = lung.sigmoid()
-            overlap = (p * truth).sum((1, 2, 3))
+            # p · truth where truth is 0 or 1; best at p = truth in between, too (Wang 2023, "Dice Semimetric Losses").
+            overlap = (p + truth - (p - truth).abs()).sum((1, 2, 3)) / 2
             loss = loss + (1 - (2 * overlap + 1) / (p.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)).mean()
         if output.shape[1] > 1:
             known = truth * target.clear.to(truth.dtype).view(-1, 1, 1, 1)
@@ -76,7 +77,7 @@ class SegmenterTask(Task):
         x, target = self.prepare(batch, train=False)
         output = self.forward_network(x)
         self.log("val_loss", self.loss(output, target), batch_size=len(x), sync_dist=True)
-        found, truth = output[:, :1] > 0, target.lung
+        found, truth = output[:, :1] > 0, target.lung >= 0.5
         overlap = 2 * (found * truth).sum((1, 2, 3))
         dice = overlap / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1)
         for s in batch[2].unique().tolist():
