@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ Result = TypeVar("Result")
 
 #: Pixels from which work on two cores is done sooner than on one, in spite of starting threads for it.
 _LARGE = 2**20
+#: How many rows of a shrunk film are computed together: so few that their part of the film stays in a core's cache.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Geometry:
         if grid.shape != self.source_shape:
             raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
         part = np.asarray(grid[self.inside], np.float32)
+        if self._large:
+            return self._average(part, None)
         if part.shape == (self.side, self.side):
             return _resample(part, self.size)
         window = np.zeros((self.side, self.side), np.float32)
@@ -113,20 +118,38 @@ class Geometry:
     def masked(self, film: Pixels, mask: NDArray[np.bool_]) -> Pixels:
         """Resample a film [H, W] whose pixels outside `mask` [H, W] are blacked out to f32 [size, size]."""
         film, shown = film[self.inside], mask[self.inside].view(np.uint8)
+        if self._large:
+            return self._average(film, shown)
+        window = np.zeros((self.side, self.side), np.float32)
+        cv2.copyTo(film, shown, window[self.in_window(self.inside)])
+        return _resample(window, self.size)
+
+    @property
+    def _large(self) -> bool:
+        return self.side**2 >= _LARGE and self.side >= 2 * self.size
+
+    def _average(self, film: Pixels, shown: NDArray[np.uint8] | None) -> Pixels:
+        """What OpenCV's INTER_AREA makes of a large window, in half its time, and without ever holding it whole: each
+        row of the result is a product of weights and some rows of the film. film, shown: what is `inside`."""
+        step = self.side / self.size
         rows, columns = self.in_window(self.inside)
-        if self.side**2 < _LARGE or self.side <= self.size:
-            window = np.zeros((self.side, self.side), np.float32)
-            cv2.copyTo(film, shown, window[rows, columns])
-            return _resample(window, self.size)
-        # As `_resample` does with a large window, but without ever holding it whole.
-        along = np.zeros((self.side, self.size), np.float32)
-
-        def shrink(band: slice) -> None:
-            window = np.zeros((band.stop - band.start, self.side), np.float32)
-            cv2.copyTo(film[band], shown[band], window[:, columns])
-            along[rows][band] = cv2.resize(window, (self.size, len(window)), interpolation=cv2.INTER_AREA)
-
-        by_rows(shrink, film.shape)
+        along = np.zeros((self.size, self.side), np.float32)
+        black = np.empty((math.ceil(_TOGETHER * step) + 1, film.shape[1]), np.float32)
+        for begin in range(0, self.size, _TOGETHER):
+            end = min(begin + _TOGETHER, self.size)
+            start = max(math.floor(begin * step), rows.start)
+            stop = min(math.ceil(end * step), rows.stop)
+            if start >= stop:
+                continue
+            part = film[start - rows.start : stop - rows.start]
+            if shown is not None:
+                lit = black[: stop - start]
+                lit.fill(0)
+                cv2.copyTo(part, shown[start - rows.start : stop - rows.start], lit)
+                part = lit
+            here, there = np.arange(start, stop), np.arange(begin, end)[:, None]
+            share = np.minimum(here + 1, (there + 1) * step) - np.maximum(here, there * step)
+            along[begin:end, columns] = np.maximum(share / step, 0).astype(np.float32) @ part
         return np.asarray(cv2.resize(along, (self.size, self.size), interpolation=cv2.INTER_AREA), np.float32)
 
     @property
@@ -202,8 +225,4 @@ def _resample(grid: Pixels, size: int) -> Pixels:
         return np.array(grid, order="C")
     if side < size:
         return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
-
-    if grid.size >= _LARGE:
-        # Along rows first, as OpenCV itself does: it shares work out by the result's rows, and a small one has too few.
-        grid = np.asarray(cv2.resize(grid, (size, side), interpolation=cv2.INTER_AREA), np.float32)
     return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_AREA), np.float32)
