@@ -65,8 +65,11 @@ def test_a_batch_has_its_rate_and_memory(analyzer: Analyzer, tmp_path: Path) -> 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 def test_a_process_has_its_own_memory() -> None:
     ballast = np.ones(2**26, np.uint8)
-    found = speed.process(["-S", "-c", "import time; time.sleep(0.2)"], 2, {})
-    assert found["starts"] == 2
+    nap = {name: ["-S", "-c", f"import time; time.sleep({seconds})"] for name, seconds in (("nap", 0.2), ("none", 0))}
+    both = speed.processes(nap, 2, {})
+    found = both["nap"]
+    assert found["starts"] == both["none"]["starts"] == 2
+    assert both["none"]["fastest_s"] < 0.2
     assert 0.2 <= found["fastest_s"] <= found["median_s"] <= found["slowest_s"]
     assert 2 < found["peak_mib"] < ballast.nbytes / 2**20, "not that of this process"
 
@@ -109,7 +112,9 @@ def test_the_command_measures_and_draws(tiny: Path, tmp_path: Path) -> None:
     assert inside["of_ideal"] == pytest.approx(inside["ms"]["median"] / inside["ideal_ms"], rel=1e-3)
     ideal = sum(graph["ideal_ms"] for graph in result["networks"]["graphs"].values())
     assert inside["ideal_ms"] == pytest.approx(ideal, rel=1e-3)
-    assert result["processes"]["lungscope analyze"]["first"]["starts"] == 1
+    starts = result["processes"]["lungscope analyze"]
+    assert {name: start["starts"] for name, start in starts.items()} == {"first": 1, "film.png": 3}
+    assert "lungscope analyze, whole process, film.png, n = 3: " in done.stdout
     assert "film.png: lungscope" in done.stdout
     for plot in ("latency.svg", "memory.svg"):
         assert (tmp_path / "out" / plot).read_text().startswith("<svg")

@@ -184,14 +184,14 @@ def runtime(
         }
         chosen = many.precision
         del many
-        result["processes"] = {"lungscope analyze": speed.cold_starts(paths[0], bundle, starts, chosen)}
+        result["processes"] = {"lungscope analyze": speed.cold_starts(measured, bundle, starts, chosen)}
         eager, graphs = {}, {}
         if not alone:
             from lungscope.training import baselines
 
             eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
             command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
-            result["processes"]["eager PyTorch"] = {"second": speed.process(command, starts, {})}
+            result["processes"]["eager PyTorch"] = speed.processes({next(iter(measured)): command}, starts, {})
         analyzer = speed.WatchedAnalyzer(bundle, device=device, precision=precision)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
         result["networks"] = speed.networks(bundle, device, repeats, graphs, chosen)

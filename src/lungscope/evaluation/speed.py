@@ -275,31 +275,42 @@ sys.exit(status)
 """
 
 
-def process(arguments: Sequence[str], repeats: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Wall time and peak memory of a whole Python process, `repeats` times."""
-    command = [sys.executable, "-S", "-c", _LAUNCH, sys.executable, *arguments]
-    found = [
-        json.loads(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=True).stdout)
-        for _ in range(repeats)
-    ]
-    seconds = [measured for measured, _ in found]
+def processes(
+    commands: Mapping[str, Sequence[str]], repeats: int, environment: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Wall time and peak memory of whole Python processes, by name of the command, which take `repeats` turns."""
+    launch = [sys.executable, "-S", "-c", _LAUNCH, sys.executable]
+    found: dict[str, list[tuple[float, float | None]]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, arguments in commands.items():
+            run = subprocess.run(
+                [*launch, *arguments], env={**os.environ, **environment}, capture_output=True, check=True
+            )
+            seconds, peak = json.loads(run.stdout)
+            found[name].append((seconds, peak))
     return {
-        "starts": repeats,
-        "median_s": float(np.median(seconds)),
-        "fastest_s": min(seconds),
-        "slowest_s": max(seconds),
-        "peak_mib": max((peak for _, peak in found if peak is not None), default=None),
+        name: {
+            "starts": repeats,
+            "median_s": float(np.median([seconds for seconds, _ in runs])),
+            "fastest_s": min(seconds for seconds, _ in runs),
+            "slowest_s": max(seconds for seconds, _ in runs),
+            "peak_mib": max((peak for _, peak in runs if peak is not None), default=None),
+        }
+        for name, runs in found.items()
     }
 
 
-def cold_starts(film: Path, bundle: Bundle, repeats: int, precision: str = "auto") -> dict[str, Any]:
-    """`lungscope analyze` of one film as a process of its own, files written: with an empty cache of compiled graphs
-    ("first"), and with a full one."""
+def cold_starts(
+    films: Mapping[str, Path], bundle: Bundle, repeats: int, precision: str = "auto"
+) -> dict[str, dict[str, Any]]:
+    """`lungscope analyze` of one film as a process of its own, files written: of the first of `films` with an empty
+    cache of compiled graphs ("first"), and then of each in turn with a full one."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {"LUNGSCOPE_CACHE": str(Path(folder) / "cache")}
-        command = ["-m", "lungscope.cli.main", "analyze", str(film), "--model", str(bundle.root)]
-        command += ["--precision", precision, "--out", str(Path(folder) / "out"), "--json"]
-        return {"first": process(command, 1, environment), "second": process(command, repeats, environment)}
+        options = ["--model", str(bundle.root), "--precision", precision, "--out", str(Path(folder) / "out"), "--json"]
+        commands = {name: ["-m", "lungscope.cli.main", "analyze", str(film), *options] for name, film in films.items()}
+        first = next(iter(commands.values()))
+        return processes({"first": first}, 1, environment) | processes(commands, repeats, environment)
 
 
 def demo_films(film: Path, folder: Path) -> dict[str, Path]:
@@ -377,7 +388,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     for name, starts in result["processes"].items():
         for which, start in starts.items():
             memory = "" if start["peak_mib"] is None else f", at most {start['peak_mib']:.0f} MiB"
-            yield f"{name}, {which} start: {start['median_s']:.2f} s{memory}"
+            spread = f"{start['median_s']:.2f} s [{start['fastest_s']:.2f}, {start['slowest_s']:.2f}]"
+            yield f"{name}, whole process, {which}, n = {start['starts']}: {spread}{memory}"
 
 
 def batch_lines(result: Mapping[str, Any]) -> Iterator[str]:
