@@ -263,7 +263,9 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
     if plugin == "own":
         array: NDArray[Any] = lossless.decode(get_frame(ds.PixelData, 0, number_of_frames=1))
     else:
-        array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin)
+        # Uncompressed ones are looked up where they lie; what is in unused bits does not matter (`_decode`).
+        as_they_lie = {} if plugin else {"view_only": True, "correct_unused_bits": False}
+        array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **as_they_lie)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
     codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
     if plugin not in _NATIVE and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:
