@@ -1,5 +1,6 @@
 #!/bin/sh
-# Measures everything that docs/runtime.md says of speed and memory, one thing at a time, on this machine.
+# Measures speed and memory as docs/runtime.md has them, one thing at a time, on this machine: single films, whole
+# processes, batches, training and parity. Gates of precisions are `lungscope quantize`'s.
 #
 #   benchmarks/runtime.sh OUT                          about half an hour on two cores; let nothing else run
 #   benchmarks/runtime.sh OUT STORE SPLIT FILMS        and parity on a store's test part, and a folder of films
@@ -8,6 +9,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 make .venv/.ready .venv-demo/.ready
+.venv-demo/bin/python -m pip install --quiet --editable '.[demo,table]'
 out=$1
 mkdir -p "$out"
 

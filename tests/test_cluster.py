@@ -210,6 +210,7 @@ def test_a_bad_address_is_refused_at_once(address: str) -> None:
         (["films", "--workers", "2"], "--workers and --ray-address are about --engine ray"),
         (["films", "--engine", "dask"], "Allowed: local, ray"),
         (["films", "--engine", "ray", "--write", "json,parquet"], "--engine ray writes tables: --write parquet,csv"),
+        (["films", "--engine", "ray", "--device", "cuda"], "--engine ray computes on processors, not on 'cuda'"),
         (["nowhere://bucket/films", "--engine", "ray"], "nowhere://bucket/films: Protocol not known"),
     ],
 )

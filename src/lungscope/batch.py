@@ -25,7 +25,7 @@ from lungscope.report import DISCLAIMER, Failure, Report
 from lungscope.stages.quality import Warning_
 from lungscope.writers.folder import FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, arrange, read_rows, row, whole_rows, write_json
-from lungscope.writers.run import end_run
+from lungscope.writers.run import check_run, end_run
 
 #: Films that are begun before their turn, for each worker: one slow film must not leave the others idle.
 AHEAD = 2
@@ -127,6 +127,7 @@ def record(
     engine: what run.json says of how `entries` came about. The others: see `run_films`.
     """
     started, clock = datetime.now(UTC), perf_counter()
+    check_run(formats)
     out.mkdir(parents=True, exist_ok=True)
     made_with = _made_with(analyzer, formats, new_study)
     known: dict[str, str] = {}

@@ -11,6 +11,7 @@ import pytest
 
 from bundles import CELLS, LABELS, SIZE, write_classifier
 from films import draw, save
+from lungscope.errors import LungscopeError
 from lungscope.evaluation import speed
 from lungscope.pipeline import Analyzer
 from lungscope.precision import Offered
@@ -74,6 +75,11 @@ def test_a_process_has_its_own_memory() -> None:
     assert 2 < found["peak_mib"] < ballast.nbytes / 2**20, "not that of this process"
 
 
+def test_a_process_that_fails_says_why() -> None:
+    with pytest.raises(LungscopeError, match=r"broken: the process ended with status 3: no film"):
+        speed.processes({"broken": ["-c", "import sys; print('no film', file=sys.stderr); sys.exit(3)"]}, 1, {})
+
+
 def test_the_demo_film_is_the_same_at_every_size(tmp_path: Path) -> None:
     pytest.importorskip("data_store", reason="the extra 'demo' (pydicom-data) is not installed")
     from lungscope.cli.analyze import demo_film
@@ -112,9 +118,9 @@ def test_the_command_measures_and_draws(tiny: Path, tmp_path: Path) -> None:
     assert inside["of_ideal"] == pytest.approx(inside["ms"]["median"] / inside["ideal_ms"], rel=1e-3)
     ideal = sum(graph["ideal_ms"] for graph in result["networks"]["graphs"].values())
     assert inside["ideal_ms"] == pytest.approx(ideal, rel=1e-3)
-    starts = result["processes"]["lungscope analyze"]
-    assert {name: start["starts"] for name, start in starts.items()} == {"first": 1, "film.png": 3}
-    assert "lungscope analyze, whole process, film.png, n = 3: " in done.stdout
+    starts = {name: start["starts"] for name, start in result["processes"].items()}
+    assert starts == {"lungscope analyze, film.png, first start": 1, "lungscope analyze, film.png": 3}
+    assert "whole process, lungscope analyze, film.png, n = 3: " in done.stdout
     assert "film.png: lungscope" in done.stdout
     for plot in ("latency.svg", "memory.svg"):
         assert (tmp_path / "out" / plot).read_text().startswith("<svg")
@@ -128,5 +134,6 @@ def test_a_long_batch_is_measured(tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = json.loads((tmp_path / "out" / "batch.json").read_text())["batches"].values()
     assert (run["films"], run["failed"], run["formats"]) == (5, 2, ["parquet"])
+    assert run["most_memory_mib"] == max(run["memory_mib"])
     assert "batch of 5 (film.png, broken.png, parquet)" in done.stdout
     assert (tmp_path / "out" / "memory.svg").read_text().startswith("<svg")

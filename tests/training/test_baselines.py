@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from lungscope.bundle import Bundle
 from lungscope.cli.analyze import demo_film
 from lungscope.pipeline import Analyzer
 from lungscope.training.baselines import Eager, graphs
+from programs import program
 
 
 @pytest.mark.slow
@@ -31,3 +33,17 @@ def test_the_eager_pipeline_agrees(tmp_path: Path) -> None:
     if "ONNX Runtime" in found:
         expected = found["eager PyTorch"].sigmoid().numpy()
         np.testing.assert_allclose(np.concatenate(found["ONNX Runtime"], axis=1), expected, atol=0.02)
+
+
+@pytest.mark.slow
+def test_the_command_measures_it_in_turn(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam", reason="pip install grad-cam")
+    pytest.importorskip("data_store", reason="the extra 'demo' (pydicom-data) is not installed")
+    done = program("benchmark", "runtime", "--film", demo_film(), "--repeats", "1", "--films", "1", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "runtime.json").read_text())
+    name = demo_film().name
+    assert set(result["single_films"][name]["latency_ms"]) == {"lungscope", "eager PyTorch"}
+    runs = {f"lungscope analyze, {name}, first start": 1, f"lungscope analyze, {name}": 3, f"eager PyTorch, {name}": 3}
+    assert {process: found["starts"] for process, found in result["processes"].items()} == runs
+    assert all("eager PyTorch" in graph["ms"] for graph in result["networks"]["graphs"].values())

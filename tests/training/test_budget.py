@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lungscope.errors import RecipeError
 from lungscope.evaluation.benchmark import PAPER_CLASSIFIERS, PAPER_SEGMENTERS, Cell
-from lungscope.training.budget import load_budget
+from lungscope.training.budget import load_budget, shared_recipe
 from lungscope.training.recipe import shipped
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAPER_ENSEMBLE = ("unet-inceptionresnetv2", "linknet-seresnext50", "fpn-efficientnetb2")
 BUDGET = """
 reason = "For tests."
@@ -49,6 +51,16 @@ def test_a_shipped_budget_has_the_papers_tables(name: str) -> None:
     assert len(varied) == 6 and all(network.endswith("mobilenetv2") for network, _ in varied)
     shown = {(c.network, c.input) for c in budget.cells("classification") if c.variant is None}
     assert shown == {(network, view) for network in PAPER_CLASSIFIERS for view in ("lungs", "image", "background")}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("*/*/*-seed*.json")), ids=lambda path: f"{path.parents[1].name}-{path.stem}"
+)
+def test_a_result_in_docs_is_of_the_budget_that_is_shipped(path: Path) -> None:
+    """Else its grid could not be gone on with."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    grid = load_budget(result["budget"]["name"]).grid(result["kind"])
+    assert (result["budget"]["recipe"], result["budget"]["sha256"]) == shared_recipe(grid)
 
 
 def test_an_ensemble_comes_right_after_its_members(tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def analyze(
     formats = formats_of(",".join(default) if write_formats is None else write_formats)
     if engine == "ray" and not set(formats) <= set(TABLES):
         raise UsageError(f"--engine ray writes tables: --write {','.join(TABLES)}. For files of each film use local.")
+    if engine == "ray" and device.lower() not in ("auto", "cpu"):
+        raise UsageError(f"--engine ray computes on processors, not on {device!r}. Leave --device out, or use local.")
     if new_study and "dicom" not in formats:
         raise UsageError("--new-study is about DICOM objects. Add dicom to --write, or leave it out.")
     if "dicom" in formats:
@@ -127,7 +129,7 @@ def analyze(
         if engine == "ray":
             from lungscope import cluster  # an extra
 
-            analyzer = Analyzer(locate(model), device=device, precision=precision, streams=1, threads=1)
+            analyzer = Analyzer(locate(model), device="cpu", precision=precision, streams=1, threads=1)
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints what befalls its workers
             workers = stack.enter_context(cluster.connect(ray_address, workers))
             work = partial(cluster.run_films, analyzer, films, out, formats, workers)

@@ -182,16 +182,16 @@ def runtime(
             f"{path.name}, {', '.join(formats)}": speed.batch(many, [path], films, formats)
             for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
         }
+        eager, graphs, scripts = {}, {}, {}
+        if not alone:
+            scripts = {f"eager PyTorch, {next(iter(measured))}": ["-c", _EAGER, str(bundle.root), str(paths[0])]}
+        result["processes"] = speed.cold_starts(measured, many, starts, scripts)
         chosen = many.precision
         del many
-        result["processes"] = {"lungscope analyze": speed.cold_starts(measured, bundle, starts, chosen)}
-        eager, graphs = {}, {}
         if not alone:
             from lungscope.training import baselines
 
             eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
-            command = ["-c", _EAGER, str(bundle.root), str(paths[0])]
-            result["processes"]["eager PyTorch"] = speed.processes({next(iter(measured)): command}, starts, {})
         analyzer = speed.WatchedAnalyzer(bundle, device=device, precision=precision)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
         result["networks"] = speed.networks(bundle, device, repeats, graphs, chosen)

@@ -204,7 +204,7 @@ def _measure(store: Store, progress: Callable[[str, int, int], None]) -> tuple[d
             _border_brightness(film),
             share[:3].sum(),
             share[253:].sum(),
-            (store.masks[i][window] > 0).mean() if record.mask else np.nan,
+            (store.masks[i][window] >= 128).mean() if record.mask else np.nan,
         )
         histograms[i] = share
         if i % 256 == 0 or i == n - 1:

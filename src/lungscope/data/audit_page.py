@@ -228,7 +228,8 @@ def _film_figure(store: Store, index: int, caption: str) -> str:
     """A film with the outline of its mask, where it has one."""
     image = np.asarray(store.images[index])
     if store.records[index].mask:
-        contours, _ = cv2.findContours(np.array(store.masks[index]), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        mask = (store.masks[index] >= 128).view(np.uint8)
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         image = cv2.drawContours(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), contours, -1, (60, 220, 250), 2)
     return _figure(np.asarray(image, np.uint8), caption)
 

@@ -232,9 +232,9 @@ def _controls(bundle: Bundle) -> list[str]:
     table = _table(("network sees", "n", "accuracy [95 % interval]", "macro-F1 [95 % interval]", "macro AUC"), rows)
     return [
         "## Controls\n"
-        "One network trained at one budget, which need not be that of the weights above, on different inputs. What the "
-        "background alone tells is not about lungs, and where classes come from different places the lungs' accuracy "
-        f"may hold some of it too.\n\n{table}"
+        "One network, trained on different inputs by one recipe, which need not be that of the weights above, and not "
+        "always from the same beginning. What the background alone tells is not about lungs, and where classes come "
+        f"from different places the lungs' accuracy may hold some of it too.\n\n{table}"
     ]
 
 

@@ -1,7 +1,7 @@
 """How fast films are analysed on this machine, stage by stage, and how far that is from what its processor can do.
 
-Everything is measured through the path that users run. What is compared is interleaved, film by film, so that what else
-the machine does falls on all alike.
+Everything is measured through the path that users run. What is compared is interleaved, film by film and process by
+process, so that what else the machine does falls on all alike. Batches are measured of lungscope alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from lungscope import runtime
 from lungscope.batch import run_films
 from lungscope.bundle import Bundle
-from lungscope.errors import UsageError
+from lungscope.errors import LungscopeError, UsageError
 from lungscope.evaluation.plots import Box, Line, boxes, curves
 from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
@@ -246,6 +246,7 @@ def batch(analyzer: Analyzer, films: Sequence[Path], count: int, formats: Sequen
         "formats": list(formats),
         "films_per_second": run["films_per_second"],
         "memory_mib": memory[:: max(1, count // 200)],
+        "most_memory_mib": max((value for value in memory if value is not None), default=None),
     }
 
 
@@ -283,9 +284,10 @@ def processes(
     found: dict[str, list[tuple[float, float | None]]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, arguments in commands.items():
-            run = subprocess.run(
-                [*launch, *arguments], env={**os.environ, **environment}, capture_output=True, check=True
-            )
+            run = subprocess.run([*launch, *arguments], env={**os.environ, **environment}, capture_output=True)
+            if run.returncode:
+                why = run.stderr.decode(errors="replace").strip()[-1000:]
+                raise LungscopeError(f"{name}: the process ended with status {run.returncode}: {why}")
             seconds, peak = json.loads(run.stdout)
             found[name].append((seconds, peak))
     return {
@@ -301,16 +303,22 @@ def processes(
 
 
 def cold_starts(
-    films: Mapping[str, Path], bundle: Bundle, repeats: int, precision: str = "auto"
+    films: Mapping[str, Path], analyzer: Analyzer, repeats: int, baselines: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
-    """`lungscope analyze` of one film as a process of its own, files written: of the first of `films` with an empty
-    cache of compiled graphs ("first"), and then of each in turn with a full one."""
+    """`lungscope analyze` of one film as a process of its own, files written, as `analyzer` computes: of the first of
+    `films` with an empty cache of compiled graphs ("first start"), and then of each with a full one, in turn with
+    `baselines`, by name what Python is to run."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {"LUNGSCOPE_CACHE": str(Path(folder) / "cache")}
-        options = ["--model", str(bundle.root), "--precision", precision, "--out", str(Path(folder) / "out"), "--json"]
-        commands = {name: ["-m", "lungscope.cli.main", "analyze", str(film), *options] for name, film in films.items()}
-        first = next(iter(commands.values()))
-        return processes({"first": first}, 1, environment) | processes(commands, repeats, environment)
+        options = ["--model", str(analyzer.bundle.root), "--device", analyzer.device, "--precision", analyzer.precision]
+        options += ["--out", str(Path(folder) / "out"), "--json"]
+        commands = {
+            f"lungscope analyze, {name}": ["-m", "lungscope.cli.main", "analyze", str(film), *options]
+            for name, film in films.items()
+        }
+        first, command = next(iter(commands.items()))
+        found = processes({f"{first}, first start": command}, 1, environment)
+        return found | processes({**commands, **baselines}, repeats, environment)
 
 
 def demo_films(film: Path, folder: Path) -> dict[str, Path]:
@@ -385,16 +393,15 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         called = sum(inside["calls"].values())
         yield f"  of lungscope's time in networks, called {called} times: {inside['ms']['median']:.1f} ms{share}"
     yield from batch_lines(result)
-    for name, starts in result["processes"].items():
-        for which, start in starts.items():
-            memory = "" if start["peak_mib"] is None else f", at most {start['peak_mib']:.0f} MiB"
-            spread = f"{start['median_s']:.2f} s [{start['fastest_s']:.2f}, {start['slowest_s']:.2f}]"
-            yield f"{name}, whole process, {which}, n = {start['starts']}: {spread}{memory}"
+    for name, start in result["processes"].items():
+        memory = "" if start["peak_mib"] is None else f", at most {start['peak_mib']:.0f} MiB"
+        spread = f"{start['median_s']:.2f} s [{start['fastest_s']:.2f}, {start['slowest_s']:.2f}]"
+        yield f"whole process, {name}, n = {start['starts']}: {spread}{memory}"
 
 
 def batch_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The batches of a result in words."""
     for name, run in result["batches"].items():
-        peak = max((value for value in run["memory_mib"] if value is not None), default=None)
-        memory = "" if peak is None else f", at most {peak:.0f} MiB"
+        peak = run["most_memory_mib"]
+        memory = "" if peak is None else f", at most {peak:.0f} MiB after a film"
         yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}"

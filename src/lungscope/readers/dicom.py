@@ -264,8 +264,8 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
         array: NDArray[Any] = lossless.decode(get_frame(ds.PixelData, 0, number_of_frames=1))
     else:
         # Uncompressed ones are looked up where they lie; what is in unused bits does not matter (`_decode`).
-        as_they_lie = {} if plugin else {"view_only": True, "correct_unused_bits": False}
-        array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **as_they_lie)
+        options: Any = {} if plugin else {"view_only": True, "correct_unused_bits": False}
+        array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **options)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
     codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
     if plugin not in _NATIVE and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import statistics
@@ -31,12 +30,11 @@ from lungscope.readers import read
 from lungscope.report import Report
 from lungscope.stages.classification import INPUTS, ViewSpec
 from lungscope.stages.segmentation import LungMask
-from lungscope.training.budget import Budget
+from lungscope.training.budget import Budget, shared_recipe
 from lungscope.training.classifier import train_classifier, view_spec
 from lungscope.training.engine import EPOCHS, Hardware
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 from lungscope.training.networks import build_classifier, build_segmenter
-from lungscope.training.recipe import as_table, load_recipe
 from lungscope.training.segmenter import train_segmenter
 from lungscope.training.views import cut_views
 from lungscope.writers.atomic import write_text
@@ -136,12 +134,8 @@ class Bench:
     def _identity(self, cell: Cell) -> dict[str, Any]:
         """What says whether two results belong together."""
         grid = self.budget.grid(cell.kind)
+        recipe, digest = shared_recipe(grid)
         found_by = {weights.path.name: weights.sha256 for weights in self.segmenter.segmenter.members}
-        recipe = as_table(load_recipe(grid.recipe))
-        for key in ("network", "reason"):
-            recipe.pop(key)
-        recipe = json.loads(json.dumps(recipe))
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         variant = self.budget.variant(cell)
         return {
             "schema_version": SCHEMA_VERSION,

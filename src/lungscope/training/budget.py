@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +12,7 @@ from lungscope.errors import RecipeError, look_up
 from lungscope.evaluation.benchmark import PAPER_CLASSIFIERS, PAPER_SEGMENTERS, Cell, Kind
 from lungscope.stages.classification import INPUTS
 from lungscope.stages.segmentation import POOLS
-from lungscope.training.recipe import Recipe, changed, load_recipe, load_toml, read_table
+from lungscope.training.recipe import Recipe, as_table, changed, load_recipe, load_toml, read_table
 
 NETWORKS: dict[Kind, tuple[str, ...]] = {
     "segmentation": tuple(PAPER_SEGMENTERS),
@@ -83,6 +85,13 @@ class Budget:
         variant = self.variant(cell)
         changes = {"network": cell.network} | ({} if variant is None else variant.changes)
         return changed(load_recipe(self.grid(cell.kind).recipe), changes, f"cell {cell.name}")
+
+
+def shared_recipe(grid: Grid) -> tuple[dict[str, Any], str]:
+    """What the cells of a grid share of their recipe, as JSON has it, and its SHA-256."""
+    table = as_table(load_recipe(grid.recipe))
+    shared = json.loads(json.dumps({key: value for key, value in table.items() if key not in ("network", "reason")}))
+    return shared, hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
 def load_budget(name_or_path: str) -> Budget:

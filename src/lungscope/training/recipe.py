@@ -118,6 +118,10 @@ class Recipe:
     soft: bool = False
 
 
+#: Keys of a recipe that came after the first runs were made with it, and the values that change nothing.
+_LATER = {"soft": False}
+
+
 def shipped(what: Literal["recipe", "budget"]) -> list[str]:
     """Names of the shipped recipes or budgets."""
     folder = resources.files("lungscope.training") / f"{what}s"
@@ -148,7 +152,7 @@ def load_toml(name_or_path: str, what: Literal["recipe", "budget"]) -> dict[str,
 
 def changed(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
     """`recipe` with some of its keys set to other values. Raises RecipeError as `load_recipe` does."""
-    table = as_table(recipe)
+    table = dataclasses.asdict(recipe)
     for key in changes:
         look_up(key, table, what=f"{where}: key", error=RecipeError)
     other: Recipe = read_table(Recipe, json.loads(json.dumps(table | changes)), where)
@@ -174,8 +178,12 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, for the JSON beside a checkpoint."""
-    return dataclasses.asdict(recipe)
+    """The recipe as plain values, for the JSON beside a checkpoint and the digest of a budget.
+
+    Keys in `_LATER` are left out at their defaults: runs and results from before they came are of the same recipe.
+    """
+    table = dataclasses.asdict(recipe)
+    return {key: value for key, value in table.items() if key not in _LATER or value != _LATER[key]}
 
 
 def read_table(kind: Any, value: Any, where: str) -> Any:

@@ -19,14 +19,19 @@ RUN_FORMATS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any]], None]]] = 
 }
 
 
+def check_run(formats: Sequence[str]) -> None:
+    """Raise MissingExtraError where a format of a run needs a package that is not installed."""
+    if "parquet" in formats:
+        require_pyarrow()
+
+
 def begin_run(out: Path, formats: Sequence[str]) -> None:
     """Make `out`, and remove what an earlier run says of itself: it must not stand beside the rows of this one.
 
     Only files that the run.json there tells of are removed: any other results.csv is not lungscope's. Raises
     MissingExtraError, and changes nothing, where a format needs a package that is not installed.
     """
-    if "parquet" in formats:
-        require_pyarrow()
+    check_run(formats)
     out.mkdir(parents=True, exist_ok=True)
     for name in _formats_of(out / RUN):
         if name in RUN_FORMATS:
