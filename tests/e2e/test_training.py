@@ -16,11 +16,14 @@ from lungscope.bundle import Bundle
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
+from lungscope.errors import RecipeError
 from lungscope.evaluation.calibration import fit_opaque
 from lungscope.evaluation.scoring import healthy_lungs
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import with_interval
 from lungscope.training import recipe as recipe_module
+from lungscope.training.averaging import average
+from lungscope.training.engine import Hardware
 from nets import trained_segmenter
 from programs import run
 
@@ -68,6 +71,18 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         view = manifest["classifier"]["view"]
         assert (view["input"], view["crop"], view["equalised"]) == (shown, False, shown == "lungs")
         assert manifest["training"]["classifier_saw_lungs_of_this_segmenter"] is True
+    # The mean of a run and itself scores as that does, shown what it is shown; another input's has no part in it.
+    lungs, background = (tmp_path / f"run-{shown}" for shown in bundles)
+    mean = run(
+        "train", "average", lungs, lungs, *data, "--model", tmp_path / "lungs", "--out", tmp_path / "mean",
+        "--accelerator", "cpu",
+    )  # fmt: skip
+    alone = json.loads((lungs / "weights.json").read_text())["metrics"]
+    assert mean["metrics"] == pytest.approx({name: alone[name] for name in mean["metrics"]}, abs=1e-4)
+    opened = [(store, Split.read(split))]
+    for runs, match in (((lungs, background), "these runs are of resnet50"), ((lungs, lungs), "name the bundle")):
+        with pytest.raises(RecipeError, match=match):
+            average(runs, opened, tmp_path / "none", hardware=Hardware("cpu"))
     assert len(list((store.root / "views").glob("*-views.npy"))) == 2, "each input is cut once"
 
     bundle = Bundle.load(bundles["lungs"])

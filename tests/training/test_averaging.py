@@ -14,7 +14,7 @@ from lungscope.bundle import sha256_of
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, RecipeError
-from lungscope.training.averaging import average_segmenters
+from lungscope.training.averaging import average
 from lungscope.training.engine import Hardware
 from lungscope.training.recipe import Phase, Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
@@ -39,7 +39,7 @@ def runs(drawn: tuple[Store, Split], tmp_path_factory: pytest.TempPathFactory) -
 def test_the_mean_has_the_shares_that_are_asked_for(
     runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path
 ) -> None:
-    found = average_segmenters(runs, [drawn], tmp_path / "mean", shares=(1, 3), hardware=CPU)
+    found = average(runs, [drawn], tmp_path / "mean", shares=(1, 3), hardware=CPU)
     first, second = (load_file(run / "weights.safetensors") for run in runs)
     mean = load_file(found)
     assert mean.keys() == first.keys()
@@ -68,7 +68,7 @@ def test_the_mean_has_the_shares_that_are_asked_for(
 
 
 def test_a_run_with_itself_scores_as_before(runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path) -> None:
-    found = average_segmenters([runs[1], runs[1]], [drawn], tmp_path / "mean", hardware=CPU)
+    found = average([runs[1], runs[1]], [drawn], tmp_path / "mean", hardware=CPU)
     for name, value in load_file(found).items():
         torch.testing.assert_close(value, load_file(runs[1] / "weights.safetensors")[name])
     before = json.loads((runs[1] / "weights.json").read_text())["metrics"]
@@ -81,7 +81,7 @@ def test_what_has_no_mean_is_refused(runs: list[Path], drawn: tuple[Store, Split
 
     def refused(match: str, *given: Path, **options: tuple[float, ...]) -> None:
         with pytest.raises(RecipeError, match=match):
-            average_segmenters(given, [drawn], tmp_path / "mean", hardware=CPU, **options)
+            average(given, [drawn], tmp_path / "mean", hardware=CPU, **options)
         assert not (tmp_path / "mean" / "weights.safetensors").exists()
 
     refused("two runs or more", runs[0])
@@ -92,11 +92,11 @@ def test_what_has_no_mean_is_refused(runs: list[Path], drawn: tuple[Store, Split
     refused("these runs are of fpn-mobilenetv2 at 64², linknet-mobilenetv2 at 64²", runs[0], other)
     fewer = Split(tuple(replace(row, part="test") if n == 80 else row for n, row in enumerate(split.rows)))
     with pytest.raises(RecipeError, match="other val or test parts than are given"):
-        average_segmenters(runs, [(store, fewer)], tmp_path / "mean", hardware=CPU)
+        average(runs, [(store, fewer)], tmp_path / "mean", hardware=CPU)
     leaking = train_segmenter(recipe(), [(store, fewer)], tmp_path / "leaking", seed=0, hardware=CPU).parent
     refused("other val or test parts than are given", leaking, runs[1])
     with pytest.raises(BundleError, match="a finished training run"):
-        average_segmenters([runs[0], tmp_path], [drawn], tmp_path / "mean", hardware=CPU)
+        average([runs[0], tmp_path], [drawn], tmp_path / "mean", hardware=CPU)
     (tmp_path / "mean").mkdir()
     (tmp_path / "mean" / "mine").touch()
     refused("is not empty", *runs)

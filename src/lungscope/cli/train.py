@@ -17,7 +17,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.stages.classification import INPUTS, Input
-from lungscope.training.averaging import average_segmenters
+from lungscope.training import averaging
 from lungscope.training.classifier import train_classifier, view_spec
 from lungscope.training.engine import Hardware
 from lungscope.training.films import rank_and_world_size
@@ -138,21 +138,29 @@ def classifier(
 
 @app.command()
 def average(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs of one segmenter, the newest last.")],
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of one network, the newest last.")],
     data: Stores,
     split: Splits,
     out: Out,
     share: Annotated[
         list[float] | None, typer.Option("--share", help="How much each run counts, in their order. Default: alike.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Of classifiers: the bundle whose segmenter finds the lungs.")
+    ] = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     json_: Json = False,
 ) -> None:
-    """Make one segmenter of several trainings of it: the mean of their weights, scored on the val parts."""
+    """Make one network of several trainings of it: the mean of their weights, scored on the val parts."""
     _log_to_terminal()
-    weights = average_segmenters(
-        runs, _open(data, split), out, shares=share or (), hardware=Hardware(accelerator, precision=precision)
+    weights = averaging.average(
+        runs,
+        _open(data, split),
+        out,
+        bundle=Bundle.load(locate(model)),
+        shares=share or (),
+        hardware=Hardware(accelerator, precision=precision),
     )
     _finish(weights, json_)
 

@@ -74,6 +74,33 @@ def view_spec(shown: Input, recipe: Recipe, crop: bool | None = None, *, equalis
     return ViewSpec(shown, crop, MARGIN if crop else 0.0, recipe.phases[-1].size, equalised)
 
 
+def labelled_views(
+    data: list[tuple[Store, Split]], bundle: Bundle, spec: ViewSpec
+) -> tuple[list[str], LabelledViews, LabelledViews]:
+    """The labels that `data` has, sorted, and what a classifier is shown of train and val parts, lungs found by
+    `bundle`'s segmenter. Raises DataError where a part has no film, or there are fewer than two labels."""
+    views, labels, parts = [], [], {"train": list[int](), "val": list[int]()}
+    names = sorted({record.label for store, _ in data for record in store.records if record.label})
+    if len(names) < 2:
+        raise DataError(f"a classifier needs at least two labels; the stores have {names}")
+    offset = 0
+    for store, split in data:
+        cut = cut_views(store, bundle, {"view": spec}, store.root / "views")["view"]
+        for part, indices in parts.items():
+            indices += [offset + i for i in split.select(store, part) if store.records[i].label and cut.usable[i]]
+        views.append(cut.views)
+        labels += [names.index(record.label) if record.label else -1 for record in store.records]
+        offset += len(store.records)
+    films = views[0] if len(views) == 1 else np.concatenate(views)
+    truth = np.array(labels, np.int64)
+    train, val = (LabelledViews(films, truth, parts[part], equalise=spec.equalised) for part in ("train", "val"))
+    if not len(train) or not len(val):
+        raise DataError(
+            f"{len(train)} training and {len(val)} validation films have a label and lungs; both are needed"
+        )
+    return names, train, val
+
+
 def train_classifier(
     recipe: Recipe,
     data: list[tuple[Store, Split]],
@@ -94,25 +121,7 @@ def train_classifier(
     if recipe.kind != "classifier":
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
     spec = view or view_spec("lungs", recipe)
-    views, labels, parts = [], [], {"train": list[int](), "val": list[int]()}
-    names = sorted({record.label for store, _ in data for record in store.records if record.label})
-    if len(names) < 2:
-        raise DataError(f"a classifier needs at least two labels; the stores have {names}")
-    offset = 0
-    for store, split in data:
-        cut = cut_views(store, bundle, {"view": spec}, store.root / "views")["view"]
-        for part, indices in parts.items():
-            indices += [offset + i for i in split.select(store, part) if store.records[i].label and cut.usable[i]]
-        views.append(cut.views)
-        labels += [names.index(record.label) if record.label else -1 for record in store.records]
-        offset += len(store.records)
-    films = views[0] if len(views) == 1 else np.concatenate(views)
-    truth = np.array(labels, np.int64)
-    train, val = (LabelledViews(films, truth, parts[part], equalise=spec.equalised) for part in ("train", "val"))
-    if not len(train) or not len(val):
-        raise DataError(
-            f"{len(train)} training and {len(val)} validation films have a label and lungs; both are needed"
-        )
+    names, train, val = labelled_views(data, bundle, spec)
     facts = {
         "network": recipe.network,
         "labels": names,
