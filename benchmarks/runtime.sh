@@ -26,8 +26,8 @@ from lungscope.evaluation.speed import demo_films
 demo_films(demo_film(), Path(sys.argv[1]))' "$out"
 .venv-demo/bin/lungscope benchmark batch --film "$out/256.png" --films 5000 --write parquet --out "$out/long"
 .venv-demo/bin/lungscope benchmark batch --films 600 --write parquet --out "$out/mixed"
-# Training steps beside a plain loop.
-.venv/bin/lungscope benchmark runtime --training --network coatnet0 --repeats 5 --out "$out/training"
+# Training steps of CoAtNet-0 and the ensemble's members beside a plain loop.
+.venv/bin/lungscope benchmark runtime --training --repeats 3 --out "$out/training"
 
 if [ $# -gt 1 ]; then
     .venv/bin/lungscope benchmark parity --data "$2" --split "$3" --films 1000 --out "$out/parity.json"
