@@ -28,7 +28,7 @@ from lungscope.data.archive import unpack
 from lungscope.data.layouts import Film, Layout, Rejected, find_films
 from lungscope.data.store import SCHEMA_VERSION, Record, Store, write_records
 from lungscope.errors import DataError, InputError, UnreadableFileError, UsageError
-from lungscope.radiograph import Geometry, Radiograph
+from lungscope.radiograph import Geometry, Pixels, Radiograph
 
 WORK = ".import"
 LOG = "import.jsonl"
@@ -401,9 +401,13 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
 
 def on_store_grid(mask: NDArray[np.bool_], size: int) -> Grid:
     """A mask [h, w] as a store holds it: u8 [size, size], 255 where half of a cell or more is set, else 0."""
-    height, width = mask.shape
-    shares = Geometry.letterbox((height, width), size).to_network(mask)
-    return (shares >= 0.5).astype(np.uint8) * np.uint8(255)
+    return (shares_on_store_grid(mask, size) >= 0.5).astype(np.uint8) * np.uint8(255)
+
+
+def shares_on_store_grid(grid: NDArray[np.bool_] | Pixels, size: int) -> Pixels:
+    """A mask, or a map of 0..1, [h, w] on a store's grid: f32 [size, size], how much of each cell it is."""
+    height, width = grid.shape
+    return Geometry.letterbox((height, width), size).to_network(grid)
 
 
 def same_aspect(mask: tuple[int, ...], film: tuple[int, ...]) -> bool:

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from lungscope.batch import in_order
 from lungscope.bundle import Bundle
-from lungscope.data.importing import on_store_grid
+from lungscope.data.importing import on_store_grid, shares_on_store_grid
 from lungscope.data.split import Row, Split
 from lungscope.data.store import SCHEMA_VERSION, Record, Store, write_records
 from lungscope.errors import DataError, InputError, UsageError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer, FindLungs
-from lungscope.radiograph import Geometry, Pixels, Radiograph
+from lungscope.radiograph import Pixels, Radiograph
 from lungscope.readers import read
 from lungscope.stages.segmentation import Mask, dice
 from lungscope.stages.segmentation import split as split_mask
@@ -108,7 +108,10 @@ def pseudo_label(
                 mask, probability = found
                 if not cv2.imwrite(str(work / "masks" / f"{len(kept)}.png"), mask.astype(np.uint8) * np.uint8(255)):
                     raise DataError(f"{work}: a mask could not be written. Is the disk full?")
-                grids.append(_shares(probability, store.size) if soft else on_store_grid(mask, store.size))
+                if soft:
+                    grids.append(np.rint(255 * shares_on_store_grid(probability, store.size)).astype(np.uint8))
+                else:
+                    grids.append(on_store_grid(mask, store.size))
                 kept.append(chosen[n])
             progress(n + 1, len(chosen))
         if not kept:
@@ -176,13 +179,6 @@ def _agreed(film: Radiograph, finders: Sequence[FindLungs], agree: float) -> str
     right, left, _ = split_mask(mean >= 0.5)
     mask = right | left
     return mask, np.where(mask == (mean >= 0.5), mean, mask).astype(np.float32)
-
-
-def _shares(probability: Pixels, size: int) -> NDArray[np.uint8]:
-    """A map [h, w] of 0..1 on a store's grid, u8 [size, size] of 0..255."""
-    height, width = probability.shape
-    grid = Geometry.letterbox((height, width), size).to_network(probability)
-    return np.rint(grid * 255).astype(np.uint8)
 
 
 def _own_split(name: str, store: Store, split: Split, records: Sequence[Record], kept: Sequence[int]) -> Split:
