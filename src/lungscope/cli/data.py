@@ -46,8 +46,8 @@ def import_(
     """Verify every film of SRC and cache it in the store DEST.
 
     Takes the COVID-19 Radiography Database as Kaggle ships it, a set in the same layout, images/ with masks/, or a
-    table with the columns path, label, mask, patient. May be interrupted and repeated: only what is new is read. What
-    cannot be read is listed in DEST/rejected.csv, and the exit status is 1.
+    table with the columns path, label, mask, patient, source. May be interrupted and repeated: only what is new is
+    read. What cannot be read is listed in DEST/rejected.csv, and the exit status is 1.
     """
     from lungscope.data.importing import import_films
 

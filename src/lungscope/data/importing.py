@@ -108,7 +108,8 @@ class _Entry:
     def record(self) -> Record:
         film = self.film
         mask = film.mask if self.masked else ""
-        return Record(film.id, film.image, film.label, mask, film.patient, self.image_sha256, self.height, self.width)
+        size = (self.height, self.width)
+        return Record(film.id, film.image, film.label, mask, film.patient, self.image_sha256, *size, film.source)
 
 
 def import_films(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,29 +12,38 @@ from pathlib import Path, PurePosixPath
 from lungscope.errors import DataError, look_up
 
 LAYOUTS = ("auto", "radiography", "folder", "csv")
-CSV_COLUMNS = ("path", "label", "mask", "patient")
-LUNG_OPACITY = "Lung Opacity"
+CSV_COLUMNS = ("path", "label", "mask", "patient", "source")
+NORMAL, LUNG_OPACITY = "Normal", "Lung Opacity"
 
 #: Labels of the COVID-19 Radiography Database by its folder names (lower case, letters and digits only), in its order.
 RADIOGRAPHY_CLASSES = {
     "covid": "COVID-19",
     "covid19": "COVID-19",
-    "normal": "Normal",
+    "normal": NORMAL,
     "lungopacity": LUNG_OPACITY,
     "viralpneumonia": "Viral Pneumonia",
 }
+#: Where films of the COVID-19 Radiography Database came from, as far as can be told.
+GUANGZHOU, RSNA = "Guangzhou children", "RSNA adults"
+#: Numbers of the Normal films that are of the children's hospital (Kermany et al. 2018) whose Viral Pneumonia it is.
+#: The public release says that there are 1,341, and not which; these 1,341 in a row differ from all others at sight.
+_CHILDREN = range(63, 1404)
 _NOT_FILMS = {"thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
 class Film:
-    """One film as its data set names it. Paths are relative to the set's origin; "" means none or not known."""
+    """One film as its data set names it. Paths are relative to the set's origin; "" means none or not known.
+
+    source: the hospital or collection that the film came from.
+    """
 
     id: str
     image: str
     label: str = ""
     mask: str = ""
     patient: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Layout:
 def find_films(source: Path, layout: str = "auto", *, with_lung_opacity: bool = False) -> Layout:
     """List the films of `source` without opening them.
 
-    csv          a table with the columns path, label, mask, patient (only path is required), relative to the table
+    csv          a table with the columns path, label, mask, patient, source (only path is required), relative to it
     folder       images/ and, optional, masks/ with the same file names (or <stem>_mask): no labels
     radiography  the COVID-19 Radiography Database as Kaggle ships it, <class>/images and <class>/masks, in its class
                  order; other class folders follow under their own names. Lung_Opacity only with `with_lung_opacity`
@@ -104,7 +114,7 @@ def _root(source: Path, layout: str) -> tuple[Path, str]:
     raise DataError(
         f"{source}: neither images/ nor class folders with images/ (COVID, Normal, Viral Pneumonia, or your own) were "
         f"found; it holds {', '.join(sorted(p.name for p in source.iterdir())[:8]) or 'nothing'}. "
-        "Other layouts: list the films in a .csv table with the columns path, label, mask, patient"
+        "Other layouts: list the films in a .csv table with the columns path, label, mask, patient, source"
     )
 
 
@@ -122,9 +132,21 @@ def _from_classes(root: Path, with_lung_opacity: bool) -> tuple[list[Film], list
             remarks.append(f"{folder.name}/ was left out; take it as a fourth class with --with-lung-opacity.")
         else:
             found, bad = _from_class(root, folder, known or folder.name)
-            films += found
+            films += [replace(film, source=radiography_source(film.label, film.id)) for film in found]
             rejected += bad
     return films, rejected, remarks
+
+
+def radiography_source(label: str, stem: str) -> str:
+    """Where a film of the COVID-19 Radiography Database came from, by its class and file name (`Normal-63`): Viral
+    Pneumonia and 1,341 of Normal are of one children's hospital, Lung Opacity and the other Normal films of adults
+    (RSNA's challenge). "" where it can not be told, as with COVID-19, which is of many collections."""
+    number = re.fullmatch(r"Normal-(\d+)", stem)
+    if label == "Viral Pneumonia":
+        return GUANGZHOU
+    if label == NORMAL and number is not None:
+        return GUANGZHOU if int(number[1]) in _CHILDREN else RSNA
+    return RSNA if label == LUNG_OPACITY else ""
 
 
 def _from_class(root: Path, folder: Path, label: str) -> tuple[list[Film], list[Rejected]]:
@@ -154,7 +176,7 @@ def _from_csv(table: Path) -> Layout:
         raise DataError(f"{table} cannot be read as a table: {error}. Save it as comma-separated UTF-8") from error
     if "path" not in columns:
         here = ", ".join(columns) or "none"
-        raise DataError(f"{table}: columns: {here}; 'path' is required, label, mask and patient are optional")
+        raise DataError(f"{table}: columns: {here}; 'path' is required, label, mask, patient and source are optional")
     films = []
     for line, row in enumerate(rows, 2):
         cells = {name: (row.get(columns.get(name, "")) or "").strip() for name in CSV_COLUMNS}

@@ -27,7 +27,7 @@ SCHEMA_VERSION = "1"
 @dataclass(frozen=True)
 class Record:
     """One film. Paths are relative to the store's origin, or absolute, as those of pseudo-labels are; an empty string
-    means "none" or "not known"."""
+    means "none" or "not known". source: the hospital or collection that it came from; stores of before have none."""
 
     id: str
     image: str
@@ -37,6 +37,7 @@ class Record:
     sha256: str
     height: int
     width: int
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def labelled_views(
 ) -> tuple[list[str], LabelledViews, LabelledViews]:
     """The labels that `data` has, sorted, and what a classifier is shown of train and val parts, lungs found by
     `bundle`'s segmenter. Raises DataError where a part has no film, or there are fewer than two labels."""
-    views, labels, parts = [], [], {"train": list[int](), "val": list[int]()}
+    views, labels, sources, parts = [], [], list[str](), {"train": list[int](), "val": list[int]()}
     names = sorted({record.label for store, _ in data for record in store.records if record.label})
     if len(names) < 2:
         raise DataError(f"a classifier needs at least two labels; the stores have {names}")
@@ -90,10 +90,13 @@ def labelled_views(
             indices += [offset + i for i in split.select(store, part) if store.records[i].label and cut.usable[i]]
         views.append(cut.views)
         labels += [names.index(record.label) if record.label else -1 for record in store.records]
+        sources += [record.source for record in store.records]
         offset += len(store.records)
     films = views[0] if len(views) == 1 else np.concatenate(views)
     truth = np.array(labels, np.int64)
-    train, val = (LabelledViews(films, truth, parts[part], equalise=spec.equalised) for part in ("train", "val"))
+    train, val = (
+        LabelledViews(films, truth, parts[part], equalise=spec.equalised, sources=sources) for part in ("train", "val")
+    )
     if not len(train) or not len(val):
         raise DataError(
             f"{len(train)} training and {len(val)} validation films have a label and lungs; both are needed"
@@ -131,7 +134,15 @@ def train_classifier(
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
     }
-    run = Run(recipe, folder, seed, hardware, train, val, train.strata, facts, initial)
+    strata = train.strata
+    if recipe.balance == "source":
+        strata = train.by_source
+        if len(set(strata)) == len(names):
+            raise RecipeError(
+                f"balance 'source': no class of {', '.join(facts['stores'])} has films of two known sources. Import "
+                "the set again if that was done by an older version, or name sources in a .csv table"
+            )
+    run = Run(recipe, folder, seed, hardware, train, val, strata, facts, initial)
     return run.fit(
         lambda size: build_classifier(
             recipe.network, classes=len(names), size=size, drop=recipe.drop, drop_path=recipe.drop_path

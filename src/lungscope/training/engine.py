@@ -254,6 +254,7 @@ class KeepBest(Callback):
 class Run:
     """One training, from a recipe and data to `folder/weights.safetensors`.
 
+    strata: of each training film, for a recipe that draws evenly over them.
     initial: weights to start from; with `encoder_only` nothing of them but the encoder.
     """
 
@@ -396,8 +397,8 @@ class Run:
         """Training batches of a phase, or validation batches where `phase` is None."""
         sampler = None
         if phase is not None:
-            even = self.recipe.balance == "even"
-            sampler = EpochSampler(len(self.strata), seed=seed, strata=self.strata if even else None, films=phase.films)
+            strata = None if self.recipe.balance == "natural" else self.strata
+            sampler = EpochSampler(len(self.strata), seed=seed, strata=strata, films=phase.films)
         return DataLoader(
             films,
             batch_size=self.recipe.batch,

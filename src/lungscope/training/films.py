@@ -41,14 +41,28 @@ class MaskedFilms(Dataset[tuple[Tensor, Tensor, int, bool]]):
 class LabelledViews(Dataset[tuple[Tensor, int]]):
     """Classifier inputs: (view u8 [1, V, V], class index). `views` is u8 [N, V, V], `labels` i64 [N].
 
-    equalise: see `ViewSpec.equalised`.
+    equalise: see `ViewSpec.equalised`. sources: where each of the N films came from. Strata are the classes, and
+    `by_source` the sources of each class.
     """
 
     def __init__(
-        self, views: NDArray[np.uint8], labels: NDArray[np.int64], indices: Sequence[int], *, equalise: bool = False
+        self,
+        views: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        indices: Sequence[int],
+        *,
+        equalise: bool = False,
+        sources: Sequence[str] = (),
     ) -> None:
         self.views, self.labels, self.indices, self.equalise = views, labels, list(indices), equalise
         self.strata = [int(labels[i]) for i in self.indices]
+        self.sources = [sources[i] for i in self.indices] if sources else [""] * len(self.indices)
+
+    @property
+    def by_source(self) -> list[int]:
+        kinds = list(zip(self.strata, self.sources, strict=True))
+        number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
+        return [number[kind] for kind in kinds]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -89,8 +89,9 @@ KINDS = {
 class Recipe:
     """See the fields of the shipped files for what each one is for.
 
-    balance: draw each epoch's films evenly over the labels of each store; `natural` takes every film
-    once, but for the last ones where they do not fill a batch.
+    balance: `even` draws each epoch's films evenly over the labels of each store, `source` evenly over a classifier's
+    labels and the sources that each has; `natural` takes every film once, but for the last ones where they do not fill
+    a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages. batch_norm_momentum: the weight of the newest batch in these averages; 0 is the network's own.
     soft: a segmenter learns which share of a pixel is lung, or how sure those were who labelled it; else yes or no.
@@ -108,7 +109,7 @@ class Recipe:
     best: Best
     augment: Augment = field(default_factory=Augment)
     stop_after: int = 0
-    balance: Literal["natural", "even"] = "natural"
+    balance: Literal["natural", "even", "source"] = "natural"
     label_smoothing: float = 0.0
     drop: float = 0.0
     drop_path: float = 0.0
@@ -170,6 +171,8 @@ def _check(recipe: Recipe, where: str) -> None:
                 f"{where}: sizes are multiples of {STRIDE}, epochs and batch at least 1; got size {phase.size}, epochs "
                 f"{phase.epochs}, batch {recipe.batch}"
             )
+    if recipe.balance == "source" and recipe.kind == "segmenter":
+        raise RecipeError(f"{where}: balance 'source' is a classifier's; a segmenter takes natural or even")
     losses, monitors, others = KINDS[recipe.kind]
     look_up(recipe.loss, losses, what=f"{where}: loss of a {recipe.kind}:", error=RecipeError)
     look_up(recipe.best.monitor, monitors, what=f"{where}: monitor of a {recipe.kind}:", error=RecipeError)
