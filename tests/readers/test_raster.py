@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -184,4 +185,58 @@ def test_every_cut_of_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     for cut in range(1, len(whole) - 16, 97):
         path.write_bytes(whole[:cut])
         with pytest.raises(UnreadableFileError, match=r"cut\.png"):
+            read(path)
+
+
+def _filtered(rows: np.ndarray, kind: int, step: int) -> bytes:
+    """Bytes [H, B] of a picture whose pixels are `step` bytes, filtered (PNG, third edition, section 9)."""
+    wide = rows.astype(int)
+    left = np.pad(wide, ((0, 0), (step, 0)))[:, : wide.shape[1]]
+    up = np.pad(wide, ((1, 0), (0, 0)))[:-1]
+    corner = np.pad(left, ((1, 0), (0, 0)))[:-1]
+    estimate = left + up - corner
+    near = np.stack([abs(estimate - side) for side in (left, up, corner)]).argmin(0)
+    paeth = np.choose(near, [left, up, corner])
+    guess = (0 * wide, left, up, (left + up) // 2, paeth)[kind]
+    lines = ((wide - guess) % 256).astype(np.uint8)
+    return b"".join(bytes([kind]) + line.tobytes() for line in lines)
+
+
+def grey_png(pixels: np.ndarray, kind: int, *, interlaced: bool = False) -> bytes:
+    """A PNG of grey u8 or u16 [H, W], every row filtered by `kind`."""
+    height, width = pixels.shape
+    step = pixels.dtype.itemsize
+    whole = [(0, 0, 1, 1)]
+    adam7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [pixels[top::down, left::along] for top, left, down, along in (adam7 if interlaced else whole)]
+    stream = b"".join(
+        _filtered(np.frombuffer(part.astype(f">u{step}").tobytes(), np.uint8).reshape(len(part), -1), kind, step)
+        for part in parts
+    )
+    header = struct.pack(">IIBBBBB", width, height, 8 * step, 0, 0, 0, int(interlaced))
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(stream)), (b"IEND", b"")]
+    body = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("kind", range(5))
+def test_grey_png_of_every_filter_is_read_exactly(tmp_path: Path, kind: int, interlaced: bool, bits: int) -> None:
+    pixels = as_integers(CHEST, bits).astype(f"u{bits // 8}")
+    path = tmp_path / "film.png"
+    path.write_bytes(grey_png(pixels, kind, interlaced=interlaced))
+    assert read(path).pixels == pytest.approx(pixels / (2**bits - 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_grey_png_whose_sums_do_not_fit_is_refused(tmp_path: Path, bits: int) -> None:
+    good = grey_png(as_integers(CHEST, bits).astype(f"u{bits // 8}"), 1)
+    path = tmp_path / "film.png"
+    data, last = good.index(b"IDAT") + 4, good.rindex(b"IEND") - 8
+    for at in (data + 2, (data + last) // 2, last - 6, last - 1, last + 2):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :])
+        with pytest.raises(UnreadableFileError, match=r"film\.png"):
             read(path)

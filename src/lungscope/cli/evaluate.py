@@ -19,7 +19,7 @@ from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
-from lungscope.evaluation.card import recorded_controls
+from lungscope.evaluation.card import NOT_KNOWN, counted, recorded_controls
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
@@ -243,6 +243,7 @@ def _show_classifier(result: dict[str, Any]) -> None:
         console.print(table)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])
+    _show_sources(console, [row for run in [result, *result["controls"]] for row in run["stores"]])
     console.print(
         "In this data class, source and age go together: what the background alone tells is not about lungs, and "
         "the lungs' accuracy may hold some of it too."
@@ -261,6 +262,18 @@ def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
         f"sets by number of classes: {sizes}; answered (the most probable class alone): {sets['answered']:.1%} of "
         f"films, of them right {number(sets['accuracy_answered'])}"
     )
+
+
+def _show_sources(console: Console, rows: list[dict[str, Any]]) -> None:
+    if not any(row["sources"] for row in rows):
+        return
+    table = Table("input", "source", "n", "classes", "accuracy [95 %]", title="By source")
+    for row in rows:
+        for source, scores in row["sources"].items():
+            accuracy = with_interval(scores["accuracy"], scores["interval"])
+            table.add_row(row["input"], source or NOT_KNOWN, str(scores["films"]), counted(scores["classes"]), accuracy)
+    console.print(table)
+    console.print("Within a source of several classes, what differs between sources can not tell the class.")
 
 
 def _show_pipeline(result: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lungscope.data.layouts import radiography_source
 from lungscope.errors import DataError
 from lungscope.evaluation.bootstrap import bootstrap, bootstrap_mean
 from lungscope.evaluation.comparison import mcnemar
@@ -391,6 +392,7 @@ def _classification_tables(cells: Sequence[dict[str, Any]], times: Times) -> Ite
         yield _by_class(lungs)
     if len({cell["input"] for cell in plain}) > 1:
         yield _controls(plain)
+        yield from _within_sources(plain)
     if pairs := list(_pairs(cells)):
         rows = tuple(
             (p.first, p.second, str(p.films), str(p.only_first), str(p.only_second), f"{p.p:.2g}") for p in pairs
@@ -509,8 +511,46 @@ def _controls(cells: Sequence[dict[str, Any]]) -> Table:
     return Table("What the networks see: lungs, film, background", columns, tuple(rows), note)
 
 
-def _gap(one: dict[str, Any], other: dict[str, Any]) -> str:
-    mine, theirs = (_right(cell) for cell in (one, other))
+def _within_sources(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
+    """For each source that has films of several classes, what tells them apart there."""
+    for source, labels in _mixed_sources(cells).items():
+        rows = []
+        for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
+            of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
+            accuracies = (_accuracy_within(of[shown], source) if shown in of else "–" for shown in INPUTS)
+            gap = _gap(of["background"], of["lungs"], source) if {"background", "lungs"} <= set(of) else "–"
+            rows.append((_label(next(iter(of.values()))), *accuracies, gap))
+        films = len(_right(cells[0], source))
+        columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in INPUTS), "background − lungs")
+        note = (
+            f"The {films} films of this one source, {' and '.join(labels)}: what differs between sources can not tell "
+            "them apart."
+        )
+        yield Table(f"Within one source: {source}", columns, tuple(rows), note)
+
+
+def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The sources that have test films of several classes, and which."""
+    classes: dict[str, set[str]] = {}
+    for film in cells[0]["test"]["per_film"]:
+        classes.setdefault(_source(film), set()).add(film["label"])
+    return {name: sorted(labels) for name, labels in sorted(classes.items()) if name and len(labels) > 1}
+
+
+def _accuracy_within(cell: dict[str, Any], source: str) -> str:
+    right = list(_right(cell, source).values())
+    interval = bootstrap_mean([float(value) for value, _ in right], [group for _, group in right])
+    return with_interval(interval.value, (interval.low, interval.high))
+
+
+def _source(film: dict[str, Any]) -> str:
+    """Where a film of a result came from. Results of before do not say, and are of the radiography set."""
+    return str(film["source"] if "source" in film else radiography_source(film["label"], film["id"]))
+
+
+def _gap(one: dict[str, Any], other: dict[str, Any], source: str | None = None) -> str:
+    """Accuracy of one, less the other's, on the same films; of `source` alone where it is given."""
+    mine, theirs = (_right(cell, source) for cell in (one, other))
     both = [film for film in mine if film in theirs]
     difference = [float(mine[film][0]) - float(theirs[film][0]) for film in both]
     interval = bootstrap_mean(difference, [mine[film][1] for film in both])
@@ -519,7 +559,7 @@ def _gap(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) -> Iterable[Table]:
     """What was changed, from the lungs alone; and where the background had the same change, what that did to it."""
-    rows, beside, reasons = [], [], {}
+    rows, beside, reasons, sources = [], [], {}, _mixed_sources(varied)
     for network, seed in dict.fromkeys((cell["network"], cell["seed"]) for cell in varied):
         own = [cell for cell in [*plain, *varied] if (cell["network"], cell["seed"]) == (network, seed)]
         grid = {cell["input"]: cell for cell in own if cell["variant"] is None}
@@ -538,13 +578,15 @@ def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[
                     with_interval(side["test"]["accuracy"], side["test"]["intervals"]["accuracy"])
                     for side in (cell, background)
                 ]
-                beside.append((_label(cell), name, *accuracies, _gap(background, cell)))
+                within = (_gap(background, cell, source) for source in sources)
+                beside.append((_label(cell), name, *accuracies, _gap(background, cell), *within))
     note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if "background" not in name) + "."
     columns = ("network", "variant", "accuracy [95 %]", "macro-F1 [95 %]", "accuracy, less the grid's [95 %]")
     yield Table("One thing changed", columns, tuple(rows), note)
     if len(beside) > 1:
-        columns = ("network", "variant", "lungs: accuracy [95 %]", "background: accuracy [95 %]", "background − lungs")
-        yield Table("What lowers the background's lead", columns, tuple(beside), "Both sides had the same change.")
+        names = ["network", "variant", "lungs: accuracy [95 %]", "background: accuracy [95 %]", "background − lungs"]
+        names += [f"background − lungs, {source} alone" for source in sources]
+        yield Table("What lowers the background's lead", tuple(names), tuple(beside), "Both sides had the same change.")
 
 
 def _same_change(lungs: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -580,10 +622,15 @@ def _pairs(cells: Sequence[dict[str, Any]]) -> Iterable[Pair]:
         yield Pair(_label(one), _label(other), len(both), only_a, only_b, mcnemar(only_a, only_b))
 
 
-def _right(cell: dict[str, Any]) -> dict[str, tuple[bool, str]]:
-    """By film, whether its class was right, and its group; one that failed was wrong, and is a group of its own."""
-    failed = {row["id"]: (False, row["id"]) for row in cell["test"]["failed"]}
-    return failed | {row["id"]: (row["label"] == row["predicted"], row["group"]) for row in cell["test"]["per_film"]}
+def _right(cell: dict[str, Any], source: str | None = None) -> dict[str, tuple[bool, str]]:
+    """By film, of `source` where it is given, whether its class was right, and its group; one that failed was wrong,
+    and is a group of its own."""
+    test = cell["test"]
+    failed, answered = (
+        [row for row in test[key] if source is None or _source(row) == source] for key in ("failed", "per_film")
+    )
+    right = {row["id"]: (row["label"] == row["predicted"], row["group"]) for row in answered}
+    return {row["id"]: (False, row["id"]) for row in failed} | right
 
 
 # Shared ---------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ CONTROLS = "controls.json"
 DATA_CARD = "DATA_CARD.md"
 REPORTING = "REPORTING.md"
 
+#: What a source is called that can not be told.
+NOT_KNOWN = "not known"
+
 
 def model_card(bundle: Bundle) -> str:
     """The card of `bundle` as Markdown, from its manifest and, where it has them, its metrics and controls."""
@@ -185,7 +188,8 @@ def _results(metrics: dict[str, Any]) -> list[str]:
     )
     if severity:
         note += f" Severity: {len(severity['seen'])} near-duplicates of films of these sets are left out."
-    return [f"## Results\n{table}\n\n{note}", *map(_by_class, metrics.get("classifier", []))]
+    classified = metrics.get("classifier", [])
+    return [f"## Results\n{table}\n\n{note}", *map(_by_class, classified), *_by_source(classified)]
 
 
 def _severity_beside(score: dict[str, Any]) -> str:
@@ -215,6 +219,27 @@ def _by_class(row: dict[str, Any]) -> str:
     return text
 
 
+def counted(classes: dict[str, int]) -> str:
+    """How many films there are of each class, as text."""
+    return ", ".join(f"{label} {films}" for label, films in classes.items())
+
+
+def _by_source(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Accuracy within each source; nothing where no source was known."""
+    lines = [
+        (INPUT_NAMES[row["input"]], source or NOT_KNOWN, facts["films"], counted(facts["classes"]),
+         with_interval(facts["accuracy"], facts["interval"]))
+        for row in rows for source, facts in row.get("sources", {}).items()
+    ]  # fmt: skip
+    if not lines:
+        return []
+    table = _table(("network sees", "source", "n", "classes", "accuracy [95 % interval]"), lines)
+    return [
+        f"### By source\n{table}\n\nA source of one class says how often that is recognised. Within a source of "
+        "several classes, what differs between sources (apparatus, processing, age) can not tell the class."
+    ]
+
+
 def recorded_controls(bundle: Bundle) -> list[dict[str, Any]]:
     """The scores of control networks that a bundle carries, one row for each network and store; none in many."""
     controls = _read(bundle, CONTROLS)
@@ -234,7 +259,8 @@ def _controls(bundle: Bundle) -> list[str]:
         "## Controls\n"
         "One network, trained on different inputs by one recipe, which need not be that of the weights above, and not "
         "always from the same beginning. What the background alone tells is not about lungs, and where classes come "
-        f"from different places the lungs' accuracy may hold some of it too.\n\n{table}"
+        f"from different places the lungs' accuracy may hold some of it too.\n\n{table}",
+        *_by_source(recorded_controls(bundle)),
     ]
 
 

@@ -126,11 +126,14 @@ def score_segmenter(
 
 @dataclass(frozen=True)
 class Predictions:
-    """logits f64 [N, K] and true classes i64 [N] of the films that were answered; `failed` lists the others."""
+    """logits f64 [N, K] and true classes i64 [N] of the films that were answered; `failed` lists the others.
+
+    sources: where each film came from, "" where that is not known."""
 
     labels: tuple[str, ...]
     ids: list[str]
     groups: list[str]
+    sources: list[str]
     truth: NDArray[np.int64]
     logits: NDArray[np.float64]
     failed: list[dict[str, str]]
@@ -163,10 +166,16 @@ def predict(analyzer: Analyzer, store: Store, split: Split, part: str, progress:
         labels=spec.labels,
         ids=[store.records[chosen[n]].id for n in answered],
         groups=[groups[n] for n in answered],
+        sources=[store.records[chosen[n]].source for n in answered],
         truth=np.array([spec.labels.index(store.records[chosen[n]].label) for n in answered], np.int64),
         logits=np.array([results[n] for n in answered], np.float64).reshape(len(answered), len(spec.labels)),
         failed=[
-            {"id": record.id, "label": record.label, "message": _why(result, record.image)}
+            {
+                "id": record.id,
+                "label": record.label,
+                "source": record.source,
+                "message": _why(result, record.image),
+            }
             for record, result in zip((store.records[i] for i in chosen), results, strict=True)
             if isinstance(result, Failure)
         ],
@@ -255,6 +264,7 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
             for c, label in enumerate(found.labels)
         },
         "accuracy_all": float(right.sum() / total),
+        "sources": _by_source(found, right),
         "conformal": None if conformal is None else _score_conformal(conformal, found, probabilities),
         "failed": found.failed,
         "per_film": [
@@ -262,14 +272,33 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
                 "id": id_,
                 "group": group,
                 "label": found.labels[t],
+                "source": source,
                 "predicted": found.labels[p],
                 "probabilities": np.round(row, 5).tolist(),
             }
-            for id_, group, t, p, row in zip(
-                found.ids, found.groups, found.truth, predicted, probabilities, strict=True
+            for id_, group, source, t, p, row in zip(
+                found.ids, found.groups, found.sources, found.truth, predicted, probabilities, strict=True
             )
         ],
     }
+
+
+def _by_source(found: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Accuracy over the films of each source, and how many of each class it has; nothing where no source is known.
+
+    A source of one class says how often that is recognised. In one of several, what differs between sources can not
+    tell the class.
+    """
+    rows: dict[str, Any] = {}
+    for source in sorted(set(found.sources)) if any(found.sources) else ():
+        own = [i for i, name in enumerate(found.sources) if name == source]
+        rows[source] = {
+            "films": len(own),
+            "classes": {label: n for c, label in enumerate(found.labels) if (n := int((found.truth[own] == c).sum()))},
+            "accuracy": float(right[own].mean()),
+            "interval": _interval(bootstrap_mean(right[own], [found.groups[i] for i in own])),
+        }
+    return rows
 
 
 def _score_conformal(conformal: Conformal, found: Predictions, probabilities: NDArray[np.float64]) -> dict[str, Any]:

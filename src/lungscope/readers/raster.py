@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP films, through Pillow.
+"""PNG, JPEG, TIFF and BMP films, through Pillow; plain grey PNG through kornia-rs.
 
 Range: 0 is black and the largest number that the sample's bits can hold is white: 255, 4095 (12-bit TIFF) or 65535.
 The picture's own maximum is never looked at. Floating-point TIFF must be within 0..1 as it is.
@@ -29,6 +29,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 CHROMA_TOLERANCE = 8 / 255
 COLOURED_SHARE = 0.01
 
+#: Where a PNG may say how it is to be turned: the Exif chunk, and the keys of text chunks.
+_TURNED_BY = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
@@ -71,6 +73,8 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
         bits, mode = _bits(image, data), image.mode
         tags = {"Format": image.format or "", "Mode": mode, "BitsPerSample": str(bits)}
         inverted = image.format == "TIFF" and mode in ("I;16", "I;16B", "F") and _tiff(image, _PHOTOMETRIC) == 0
+        if image.format == "PNG" and _is_plain_grey(image, data):
+            return Decoded(_scale(_grey_png(data, image.size, bits), 2**bits - 1, name), "PNG", tags)
         orientation = image.getexif().get(_ORIENTATION, 1)
         if bits > 8 and len(image.getbands()) > 1:
             samples = _deep_colour(data)
@@ -97,6 +101,23 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 def _tiff(image: Image.Image, tag: int) -> object:
     return image.tag_v2.get(tag) if hasattr(image, "tag_v2") else None
+
+
+def _is_plain_grey(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG is grey of 8 or 16 bits, without transparency, and says nothing of how it is to be turned."""
+    grey = (image.mode, data[24]) in (("L", 8), ("I;16", 16))
+    return grey and "transparency" not in image.info and not any(key in data for key in _TURNED_BY)
+
+
+def _grey_png(data: bytes, size: tuple[int, int], bits: int) -> Samples:
+    """Decode in a half to a third of Pillow's time, and check the sums of every chunk, where Pillow gives wrong pixels
+    for some broken files."""
+    from kornia_rs import io  # not for whoever reads DICOM
+
+    width, height = size
+    decode = io.decode_image_png_u8 if bits == 8 else io.decode_image_png_u16
+    samples: Samples = decode(data, (height, width), "mono")
+    return samples[..., 0]
 
 
 def _samples(image: Image.Image, name: str) -> Samples:

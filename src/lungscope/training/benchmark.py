@@ -306,6 +306,7 @@ def _joined(parts: Sequence[scoring.Predictions]) -> scoring.Predictions:
         labels=parts[0].labels,
         ids=[id_ for part in parts for id_ in part.ids],
         groups=[group for part in parts for group in part.groups],
+        sources=[source for part in parts for source in part.sources],
         truth=np.concatenate([part.truth for part in parts]),
         logits=np.concatenate([part.logits for part in parts]),
         failed=[row for part in parts for row in part.failed],
