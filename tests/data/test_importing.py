@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from lungscope.data import importing
-from lungscope.data.importing import Imported, import_films, read_rejected
+from lungscope.data.importing import LOG, Imported, import_films, read_rejected
+from lungscope.data.layouts import GUANGZHOU, RSNA, radiography_source
 from lungscope.data.store import Store, write_records
 from lungscope.errors import DataError, UsageError
 from lungscope.radiograph import Geometry
@@ -128,6 +129,49 @@ def test_csv(tmp_path: Path, draw: Draw, draw_mask: Draw, save: Save) -> None:
     assert codes(result) == {"none.png": "mask-missing", "c.png": "missing"}
     assert result.unreadable == 1
     assert result.remarks == ("Columns not used: age.",)
+    assert {r.source for r in records} == {""}
+
+
+def test_a_table_may_name_sources(tmp_path: Path, draw: Draw, save: Save) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png", draw(ord(name)))
+    (tmp_path / "films.csv").write_text("path,source\na.png,Hospital A\nb.png,\n")
+    import_films(tmp_path / "films.csv", tmp_path / "store", size=32)
+    assert [record.source for record in Store.open(tmp_path / "store").records] == ["Hospital A", ""]
+
+
+@pytest.mark.parametrize(
+    ("label", "stem", "source"),
+    [
+        ("Normal", "Normal-62", RSNA),
+        ("Normal", "Normal-63", GUANGZHOU),
+        ("Normal", "Normal-1403", GUANGZHOU),
+        ("Normal", "Normal-1404", RSNA),
+        ("Normal", "person1_virus_6", ""),
+        ("Lung Opacity", "Lung_Opacity-1", RSNA),
+        ("Viral Pneumonia", "Viral Pneumonia-1", GUANGZHOU),
+        ("COVID-19", "COVID-63", ""),
+    ],
+)
+def test_where_films_of_the_radiography_database_came_from(label: str, stem: str, source: str) -> None:
+    assert radiography_source(label, stem) == source
+
+
+def test_sources_reach_a_store_that_was_made_without_them(kaggle: Path, tmp_path: Path) -> None:
+    import_films(kaggle, tmp_path / "store", size=32)
+    store = Store.open(tmp_path / "store")
+    known = {record.source for record in store.records if record.label == "Normal"}
+    assert known == {RSNA}
+    log = tmp_path / "store" / LOG
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        del row["film"]["source"]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = (tmp_path / "store" / "records.csv").read_text().splitlines()
+    (tmp_path / "store" / "records.csv").write_text("".join(line.rpartition(",")[0] + "\n" for line in records))
+    assert {record.source for record in Store.open(tmp_path / "store").records} == {""}
+    again = import_films(kaggle, tmp_path / "store", size=32)
+    assert again.read == 0 and Store.open(tmp_path / "store").records == store.records
 
 
 @pytest.mark.parametrize(

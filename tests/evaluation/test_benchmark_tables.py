@@ -180,6 +180,26 @@ def test_a_change_stands_beside_the_same_change_of_the_background(tmp_path: Path
     assert [row[1] for row in found["One thing changed"].rows] == ["as in the grid", "equalised", "even"]
 
 
+def test_what_is_told_apart_within_one_source(tmp_path: Path) -> None:
+    cells = [classifier("coatnet0", "ABABABABBA"), classifier("coatnet0", "ABBAABABAB", "background")]
+    for variant, one in (("even", "ABABABABAB"), ("even-background", "BABABABABA")):
+        shown = "background" if "background" in variant else "lungs"
+        cells.append(classifier("coatnet0", one, shown, variant, changes={"balance": "even"}))
+    for one in cells:
+        for n, film in enumerate(one["test"]["per_film"]):
+            film["source"] = "one place" if n < 4 else "A's" if film["label"] == "A" else ""
+    folder = write(tmp_path, cells) / "classification"
+    found = {table.title: table for table in tables(load_cells(folder, "classification"), "classification")}
+    within = [title for title in found if title.startswith("Within")]
+    assert within == ["Within one source: one place"], "others have one class"
+    row = found[within[0]].rows[0]
+    assert row[1].startswith("1.0000") and row[3].startswith("0.5000") and row[2] == "–"
+    assert row[4].startswith("-0.5000")
+    beside = found["What lowers the background's lead"]
+    assert beside.columns[-1] == "background − lungs, one place alone"
+    assert [row[-1].split()[0] for row in beside.rows] == ["-0.5000", "-1.0000"]
+
+
 def test_times_stand_in_the_tables_and_an_ensembles_is_the_sum(tmp_path: Path) -> None:
     cells = [*SEGMENTERS, segmenter("ensemble", [0.9, 0.9], "mean", members=["fpn-vgg16", "unet-vgg16"])]
     folder = write(tmp_path, cells)

@@ -143,6 +143,19 @@ def test_a_failed_film_counts_as_a_wrong_class(analyzer: Analyzer, store: tuple[
     json.dumps(result, allow_nan=False)
 
 
+def test_accuracy_stands_for_each_source(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    films, split = store
+    assert score_classifier(analyzer, films, split, "test")["sources"] == {}
+    of = {"a": "A", "b": "A", "broken": "A"}
+    known = replace(films, records=tuple(replace(r, source=of.get(r.id, "")) for r in films.records))
+    result = score_classifier(analyzer, known, split, "test")
+    right = {row["id"]: row["predicted"] == row["label"] for row in result["per_film"]}
+    assert result["sources"]["A"]["classes"] == {"COVID-19": 1, "Normal": 1}
+    assert result["sources"]["A"]["accuracy"] == (right["a"] + right["b"]) / 2
+    assert (result["sources"][""]["films"], result["sources"][""]["accuracy"]) == (1, right["c"])
+    assert [row["source"] for row in result["failed"]] == ["A"]
+
+
 def test_a_label_that_the_bundle_does_not_know_is_refused(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
     films, split = store
     records = tuple(type(r)(**{**vars(r), "label": "Fracture"}) for r in films.records)

@@ -22,7 +22,12 @@ from lungscope.stages.classification import Classifier, ViewSpec, equalised, lun
 def test_views_hold_only_what_they_may_hold() -> None:
     film, mask = np.full((8, 8), 0.5, np.float32), np.zeros((8, 8), np.bool_)
     mask[2:6, 2:4] = True
-    for what, inside, outside in (("lungs", 0.5, 0.0), ("background", 0.0, 0.5), ("image", 0.5, 0.5)):
+    for what, inside, outside in (
+        ("lungs", 0.5, 0.0),
+        ("background", 0.0, 0.5),
+        ("image", 0.5, 0.5),
+        ("outline", 1.0, 0.0),
+    ):
         view, _ = lung_view(film, mask, ViewSpec(what, False, 0.0, 8))
         np.testing.assert_allclose(view, np.where(mask, np.float32(inside), np.float32(outside)))
     view, geometry = lung_view(film, mask, ViewSpec("lungs", True, 0.0, 4))

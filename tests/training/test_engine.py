@@ -19,7 +19,8 @@ from torch import nn
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
-from lungscope.training.engine import Hardware, KeepBest
+from lungscope.training.engine import Hardware, KeepBest, validate
+from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Best, Phase, load_recipe
 from lungscope.training.segmenter import SegmenterTask, train_segmenter
@@ -100,10 +101,16 @@ def epochs_logged(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ema", [0.0, 0.7])
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(
-    drawn: tuple[Store, Split], recipe: Path, unbroken: Path, tmp_path: Path
+    drawn: tuple[Store, Split], recipe: Path, unbroken: Path, tmp_path: Path, ema: float
 ) -> None:
     store, split = drawn
+    if ema:
+        recipe = tmp_path / "ema.toml"
+        recipe.write_text(RECIPE.replace("batch = 8", f"batch = 8\nema = {ema}"))
+        unbroken = tmp_path / "unbroken"
+        train_segmenter(load_recipe(str(recipe)), [drawn], unbroken, seed=1, hardware=CPU)
     split.write(tmp_path / "split.csv", {})
     folder = tmp_path / "run"
 
@@ -169,6 +176,27 @@ def test_the_weights_kept_are_those_of_the_best_epoch(unbroken: Path) -> None:
     facts = json.loads((unbroken / "weights.json").read_text())
     assert facts["epoch"] == losses.index(min(losses))
     assert facts["metrics"]["val_loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_the_weights_kept_are_the_average_that_was_validated(
+    drawn: tuple[Store, Split], recipe: Path, tmp_path: Path
+) -> None:
+    known = load_recipe(str(recipe))
+    average = replace(known, ema=0.9, phases=(replace(known.phases[0], epochs=1),))
+    run = train_segmenter(average, [drawn], tmp_path, seed=1, hardware=CPU)
+    kept, facts = load_file(run), json.loads(run.with_suffix(".json").read_text())
+    checkpoint = torch.load(tmp_path / "phase-1" / "last.ckpt", weights_only=True)
+    for name, value in kept.items():
+        torch.testing.assert_close(checkpoint["state_dict"][f"network.{name}"], value)
+    trained = checkpoint["current_model_state"]
+    moved = [not torch.equal(trained[f"network.{name}"], value) for name, value in kept.items() if value.ndim > 1]
+    assert all(moved), "the weights that are trained go on beside it"
+    store, split = drawn
+    network = build_segmenter(known.network)
+    network.load_state_dict(kept)
+    task = SegmenterTask(network, average, average.phases[0], 1, ["drawn"])
+    found = validate(task, MaskedFilms([(store, split.select(store, "val"))]), 8, CPU)
+    assert found["val_loss"] == pytest.approx(facts["metrics"]["val_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("change", "seed", "named"), [({"batch": 4}, 1, "recipe"), ({}, 2, "seed")])

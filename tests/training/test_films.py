@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from lungscope.errors import RecipeError
 from lungscope.training import films
-from lungscope.training.films import EpochSampler
+from lungscope.training.classifier import strata_of
+from lungscope.training.films import EpochSampler, LabelledViews
+from lungscope.training.recipe import changed, load_recipe
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
@@ -41,3 +45,17 @@ def test_processes_share_one_order_between_them(strata: list[int] | None, monkey
         assert len(sampler) == 13
         shares.append(list(sampler))
     assert [i for step in zip(*shares, strict=True) for i in step] == alone[:39]
+
+
+def test_strata_by_source_are_the_sources_of_each_class() -> None:
+    labels, sources = np.array([0, 0, 1, 1, 1]), ["", "a", "a", "b", "a"]
+    views = np.zeros((5, 8, 8), np.uint8)
+    films = LabelledViews(views, labels, [4, 3, 2, 1], sources=sources)
+    assert films.strata == [1, 1, 1, 0]
+    assert films.by_source == [0, 1, 0, 2], "class 1 from a, from b, from a; class 0 from a"
+    recipe = load_recipe("classifier-grid")
+    assert strata_of(films, recipe) == films.strata
+    by_source = changed(recipe, {"balance": "source"}, "test")
+    assert strata_of(films, by_source) == films.by_source
+    with pytest.raises(RecipeError, match="no class has films of two known sources"):
+        strata_of(LabelledViews(views, labels, [0, 1, 2, 3]), by_source)

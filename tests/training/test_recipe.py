@@ -60,6 +60,8 @@ def test_the_control_differs_from_the_shipped_classifier_in_its_budget_alone() -
         (('loss = "bce"', 'loss = "cross-entropy"'), "loss of a segmenter: 'cross-entropy' does not exist"),
         (('monitor = "val_loss"', 'monitor = "val_f1"'), "monitor of a segmenter: 'val_f1' does not exist"),
         (("batch = 32", "batch = 32\ndrop = 0.2"), "a segmenter has no drop"),
+        (("batch = 32", 'batch = 32\nbalance = "source"'), "balance 'source' is a classifier's"),
+        (("batch = 32", "batch = 32\nema = 1.0"), "ema is a share, 0 up to but not 1"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:

@@ -20,7 +20,7 @@ from lungscope.errors import DataError
 from lungscope.evaluation.bootstrap import bootstrap, bootstrap_mean
 from lungscope.evaluation.comparison import mcnemar
 from lungscope.evaluation.metrics import ece
-from lungscope.stages.classification import INPUT_NAMES, INPUTS
+from lungscope.stages.classification import INPUT_NAMES, INPUTS, Input
 from lungscope.statistics import number, or_null, with_interval
 
 SCHEMA_VERSION = "1"
@@ -492,18 +492,18 @@ def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
 
 
 def _controls(cells: Sequence[dict[str, Any]]) -> Table:
-    rows = []
+    rows, inputs = [], _inputs(cells)
     for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
         of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
         accuracies = (
             with_interval(of[shown]["test"]["accuracy"], of[shown]["test"]["intervals"]["accuracy"])
             if shown in of
             else "–"
-            for shown in INPUTS
+            for shown in inputs
         )
         gap = _gap(of["background"], of["lungs"]) if {"background", "lungs"} <= set(of) else "–"
         rows.append((_label(next(iter(of.values()))), *accuracies, gap))
-    columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in INPUTS), "background − lungs [95 %]")
+    columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs [95 %]")
     note = (
         "One budget for all. A background that tells as much as the lungs means that what is learnt easily on this "
         "data is not about lungs."
@@ -513,20 +513,26 @@ def _controls(cells: Sequence[dict[str, Any]]) -> Table:
 
 def _within_sources(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
     """For each source that has films of several classes, what tells them apart there."""
+    inputs = _inputs(cells)
     for source, labels in _mixed_sources(cells).items():
         rows = []
         for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
             of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
-            accuracies = (_accuracy_within(of[shown], source) if shown in of else "–" for shown in INPUTS)
+            accuracies = (_accuracy_within(of[shown], source) if shown in of else "–" for shown in inputs)
             gap = _gap(of["background"], of["lungs"], source) if {"background", "lungs"} <= set(of) else "–"
             rows.append((_label(next(iter(of.values()))), *accuracies, gap))
         films = len(_right(cells[0], source))
-        columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in INPUTS), "background − lungs")
+        columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs")
         note = (
             f"The {films} films of this one source, {' and '.join(labels)}: what differs between sources can not tell "
             "them apart."
         )
         yield Table(f"Within one source: {source}", columns, tuple(rows), note)
+
+
+def _inputs(cells: Sequence[dict[str, Any]]) -> list[Input]:
+    """What the networks of these cells see, in the order of `INPUTS`."""
+    return [shown for shown in INPUTS if any(cell["input"] == shown for cell in cells)]
 
 
 def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

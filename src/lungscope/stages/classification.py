@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from lungscope.runtime import Network, Weights
     from lungscope.stages.segmentation import LungMask
 
-Input = Literal["lungs", "image", "background"]
+Input = Literal["lungs", "image", "background", "outline"]
 INPUTS: tuple[Input, ...] = get_args(Input)
 INPUT_NAMES: dict[Input, str] = {
     "lungs": "the lungs alone",
     "image": "the whole film",
     "background": "the background, lungs blacked out",
+    "outline": "the outline of the lungs, filled with white",
 }
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What a classifier is shown: the lungs alone, the whole film, or the film with the lungs blacked out.
+    """What a classifier is shown: the lungs alone, the whole film, the film with the lungs blacked out, or nothing of
+    the film but where the lungs are.
 
     crop: show the square around the lungs, widened by `margin` of its side on each end, and not the whole film.
     size: side of the network's grid. equalised: give what is shown the same grey levels on every film (`equalised`).
@@ -45,8 +47,8 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
     Pixels are blacked out on the film's own grid, before resampling, so that no trace of them is averaged in.
     """
     geometry = Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
-    if spec.input == "image":
-        view = geometry.to_network(pixels)
+    if spec.input in ("image", "outline"):
+        view = geometry.to_network(pixels if spec.input == "image" else mask)
     else:
         view = geometry.masked(pixels, mask if spec.input == "lungs" else ~mask)
     if spec.equalised:

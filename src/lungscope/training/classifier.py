@@ -68,9 +68,10 @@ MARGIN = 0.06
 
 
 def view_spec(shown: Input, recipe: Recipe, crop: bool | None = None, *, equalised: bool = False) -> ViewSpec:
-    """What a classifier of `recipe` is shown, at the size of its last phase. Unless `crop` says otherwise the lungs are
-    cut out close, and the controls keep the whole frame, as a network without a segmenter would see it."""
-    crop = shown == "lungs" if crop is None else crop
+    """What a classifier of `recipe` is shown, at the size of its last phase. Unless `crop` says otherwise the lungs and
+    their outline are cut out close, and the other controls keep the whole frame, as a network without a segmenter would
+    see it."""
+    crop = shown in ("lungs", "outline") if crop is None else crop
     return ViewSpec(shown, crop, MARGIN if crop else 0.0, recipe.phases[-1].size, equalised)
 
 
@@ -104,6 +105,20 @@ def labelled_views(
     return names, train, val
 
 
+def strata_of(films: LabelledViews, recipe: Recipe) -> list[int]:
+    """What `recipe` draws evenly over, where it does. Raises RecipeError where that is sources, and no class has films
+    of two."""
+    if recipe.balance != "source":
+        return films.strata
+    strata = films.by_source
+    if len(set(strata)) == len(set(films.strata)):
+        raise RecipeError(
+            "balance 'source': no class has films of two known sources. Import the set again if that was done by an "
+            "older version, or name sources in a .csv table"
+        )
+    return strata
+
+
 def train_classifier(
     recipe: Recipe,
     data: list[tuple[Store, Split]],
@@ -134,15 +149,7 @@ def train_classifier(
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
     }
-    strata = train.strata
-    if recipe.balance == "source":
-        strata = train.by_source
-        if len(set(strata)) == len(names):
-            raise RecipeError(
-                f"balance 'source': no class of {', '.join(facts['stores'])} has films of two known sources. Import "
-                "the set again if that was done by an older version, or name sources in a .csv table"
-            )
-    run = Run(recipe, folder, seed, hardware, train, val, strata, facts, initial)
+    run = Run(recipe, folder, seed, hardware, train, val, strata_of(train, recipe), facts, initial)
     return run.fit(
         lambda size: build_classifier(
             recipe.network, classes=len(names), size=size, drop=recipe.drop, drop_path=recipe.drop_path

@@ -22,7 +22,13 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
@@ -250,6 +256,17 @@ class KeepBest(Callback):
             save_weights(pl_module.network, self.folder / "weights.safetensors", facts)
 
 
+class KeepAverage(EMAWeightAveraging):
+    """Trains the weights and validates their average, until every callback before this one is done with it. Lightning's
+    own takes the average away before `on_validation_end`, where weights are kept."""
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        pass
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+
+
 @dataclass
 class Run:
     """One training, from a recipe and data to `folder/weights.safetensors`.
@@ -350,6 +367,7 @@ class Run:
                 save_on_train_epoch_end=True,
             ),
             LearningRateMonitor("epoch"),
+            *([KeepAverage(decay=recipe.ema)] if recipe.ema else []),
             *self.callbacks,
         ]
         if recipe.stop_after:

@@ -94,6 +94,8 @@ class Recipe:
     a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages. batch_norm_momentum: the weight of the newest batch in these averages; 0 is the network's own.
+    ema: of an exponential moving average of the weights, the share that stays at each step; validation, and the weights
+    that are kept, are of the average. 0 keeps the weights themselves.
     soft: a segmenter learns which share of a pixel is lung, or how sure those were who labelled it; else yes or no.
     """
 
@@ -117,10 +119,11 @@ class Recipe:
     batch_norm_momentum: float = 0.0
     clip_gradient: float = 0.0
     soft: bool = False
+    ema: float = 0.0
 
 
 #: Keys of a recipe that came after the first runs were made with it, and the values that change nothing.
-_LATER = {"soft": False}
+_LATER = {"soft": False, "ema": 0.0}
 
 
 def shipped(what: Literal["recipe", "budget"]) -> list[str]:
@@ -173,6 +176,8 @@ def _check(recipe: Recipe, where: str) -> None:
             )
     if recipe.balance == "source" and recipe.kind == "segmenter":
         raise RecipeError(f"{where}: balance 'source' is a classifier's; a segmenter takes natural or even")
+    if not 0 <= recipe.ema < 1:
+        raise RecipeError(f"{where}: ema is a share, 0 up to but not 1; got {recipe.ema}")
     losses, monitors, others = KINDS[recipe.kind]
     look_up(recipe.loss, losses, what=f"{where}: loss of a {recipe.kind}:", error=RecipeError)
     look_up(recipe.best.monitor, monitors, what=f"{where}: monitor of a {recipe.kind}:", error=RecipeError)
