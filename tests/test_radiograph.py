@@ -85,3 +85,63 @@ def test_a_large_film_is_blacked_out_as_a_whole(place: tuple[int, int, int]) -> 
     geometry = Geometry((1400, 1250), *place, 96)
     expected = geometry.to_network(np.where(mask, film, np.float32(0)))
     np.testing.assert_array_equal(geometry.masked(film, mask), expected)
+
+
+def lungs(turn: float, wide: float, high: float, at: tuple[float, float], side: int = 300) -> tuple[np.ndarray, ...]:
+    """A film of one upright pair of lungs and what is in them, turned by degrees, stretched and moved: film f32, right
+    lung and left lung bool, all [side, side]."""
+    rows, columns = np.mgrid[:side, :side] + 0.5
+    angle = np.deg2rad(turn)
+    x, y = columns - at[1], rows - at[0]
+    u = (np.cos(angle) * x + np.sin(angle) * y) / wide
+    v = (np.cos(angle) * y - np.sin(angle) * x) / high
+    right, left = (((u - middle) / 0.8) ** 2 + v**2 / 2 < 1 for middle in (-1, 1))
+    film = 0.5 + 0.2 * np.sin(4 * u) + 0.2 * np.cos(3 * v)
+    return film.astype(np.float32), right, left
+
+
+@pytest.mark.parametrize(("turn", "wide", "high", "at"), [(12, 45, 60, (160, 140)), (-9, 60, 42, (140, 155))])
+def test_lungs_in_any_pose_are_brought_to_one(turn: float, wide: float, high: float, at: tuple[float, float]) -> None:
+    film, right, left = lungs(0, 50, 50, (150, 150))
+    plain = Geometry.along(right, left, 96, 0.1)
+    expected = plain.masked(film, right | left)
+    other, *sides = lungs(turn, wide, high, at)
+    geometry = Geometry.along(*sides, 96, 0.1)
+    found = geometry.masked(other, sides[0] | sides[1])
+    assert np.abs(found - expected).mean() < 0.01
+    shares = [g.to_network(one | two) for g, one, two in ((plain, right, left), (geometry, *sides))]
+    assert np.abs(shares[0] - shares[1]).mean() < 0.01
+    for share in shares:
+        rows, columns = box(share > 0.5)
+        for part in (rows, columns):
+            assert part.start == pytest.approx(8, abs=1) and part.stop == pytest.approx(88, abs=1)
+
+
+def test_what_an_aligned_view_says_lies_where_it_was_seen() -> None:
+    film, right, left = lungs(15, 50, 55, (150, 160))
+    mask = right | left
+    geometry = Geometry.along(right, left, 128, 0.05)
+    back = geometry.to_source(geometry.to_network(film))
+    assert np.abs(back - film)[mask].max() < 0.03
+    whole = geometry.to_window(np.ones((4, 4), np.float32))
+    rows, columns = np.arange(geometry.top, geometry.top + geometry.side), np.arange(geometry.left, geometry.left + 9)
+    assert set(np.unique(whole)) == {0, 1}, "corners of the window are not in the field of view"
+    assert (geometry.at(np.ones((4, 4), np.float32), rows, columns) == whole[:, :9]).all()
+    assert geometry.to_source(np.ones((4, 4), np.float32))[mask].min() == 1
+
+
+def test_one_lung_alone_is_not_turned() -> None:
+    _, right, left = lungs(15, 50, 55, (150, 160))
+    for one, other in ((right, 0 * left), (0 * right, left)):
+        affine = Geometry.along(one > 0, other > 0, 64, 0.0).affine
+        assert affine is not None and affine[1] == affine[3] == 0
+    with pytest.raises(ValueError, match="at least one pixel"):
+        Geometry.along(right & False, left & False, 64, 0.0)
+
+
+def test_lungs_that_are_far_from_level_are_turned_by_twenty_degrees_at_most() -> None:
+    right, left = np.zeros((2, 200, 200), np.bool_)
+    right[20:60, 20:60] = left[140:180, 90:130] = True
+    affine = Geometry.along(right, left, 64, 0.0).affine
+    assert affine is not None
+    assert np.rad2deg(np.arctan2(affine[3], affine[0])) == pytest.approx(20)

@@ -237,14 +237,14 @@ def _gate(section: _Section, digests: dict[str, str]) -> Gate:
 def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> ClassifierSpec:
     section.keys(required="network file labels bias view temperature conformal", optional="mirror")
     view = section.section("view")
-    view.keys(required="input crop margin size", optional="equalised")
+    view.keys(required="input crop margin size", optional="equalised aligned")
     labels = section.texts("labels")
     bias = section.numbers("bias")
     if len(labels) < 2 or len(set(labels)) != len(labels):
         section.fail(f"labels are {list(labels)}; at least two, all different, are needed")
     if len(bias) != len(labels):
         section.fail(f"'bias' has {len(bias)} numbers for {len(labels)} labels")
-    equalised = "equalised" in view.values and view.truth("equalised")
+    equalised, aligned = (key in view.values and view.truth(key) for key in ("equalised", "aligned"))
     return ClassifierSpec(
         weights=weights(section),
         labels=labels,
@@ -255,6 +255,7 @@ def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> Cl
             margin=view.number("margin", 0, 1),
             size=view.count("size"),
             equalised=equalised,
+            aligned=aligned,
         ),
         temperature=section.number("temperature", 1e-3, 1e3),
         conformal=None if section.values["conformal"] is None else _conformal(section.section("conformal"), labels),

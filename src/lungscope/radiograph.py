@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -19,10 +19,15 @@ from lungscope.hardware import cores
 Pixels = NDArray[np.float32]
 #: Rows and columns of a film.
 Box = tuple[slice, slice]
+#: (a, b, c, d, e, f): takes (x, y) to (a x + b y + c, d x + e y + f).
+Affine = tuple[float, float, float, float, float, float]
 Result = TypeVar("Result")
 
 #: Pixels from which work on two cores is done sooner than on one, in spite of starting threads for it.
 _LARGE = 2**20
+#: Degrees by which a film is turned at most, so that both lungs stand level. Where they lie further apart it is not for
+#: how the patient stood.
+_MOST_TILT = 20.0
 #: How many rows of a shrunk film are computed together: so few that their part of the film stays in a core's cache.
 _TOGETHER = 4
 
@@ -74,6 +79,8 @@ class Geometry:
     averages over the area that a pixel covers, growing is bilinear, both with pixel centres at half-integers.
 
     source_shape: (H, W) of the film. top, left, side: the window, in source pixels. size: side of the network grid.
+    affine: where in the window a place of the network's field of view lies, both from 0 at the top left to 1; None
+    where the window is the field of view.
     """
 
     source_shape: tuple[int, int]
@@ -81,6 +88,7 @@ class Geometry:
     left: int
     side: int
     size: int
+    affine: Affine | None = None
 
     @classmethod
     def letterbox(cls, shape: tuple[int, int], size: int) -> Geometry:
@@ -101,9 +109,38 @@ class Geometry:
         top, left = rows.start - (side - height) // 2, columns.start - (side - width) // 2
         return cls((mask.shape[0], mask.shape[1]), top, left, side, size)
 
+    @classmethod
+    def along(cls, right: NDArray[np.bool_], left: NDArray[np.bool_], size: int, margin: float) -> Geometry:
+        """The patient's right and left lung (bool [H, W], not both empty) brought to one pose: turned so that their
+        middles stand level, and stretched so that they fill the field of view, but for `margin` of width and height on
+        each end. With one lung nothing is turned."""
+        mask = right | left
+        outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        if not outlines:
+            raise ValueError("Geometry.along needs masks with at least one pixel set")
+        tilt = 0.0
+        if right.any() and left.any():
+            (x, y), (other_x, other_y) = map(_middle, (right, left))
+            tilt = math.radians(np.clip(math.degrees(math.atan2(other_y - y, other_x - x)), -_MOST_TILT, _MOST_TILT))
+        turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
+        # Outlines run through the middles of pixels, which reach half a pixel further.
+        level = (np.concatenate(outlines)[:, 0] + 0.5) @ turn
+        low, high = level.min(axis=0) - 0.5, level.max(axis=0) + 0.5
+        extent = (high - low) * (1 + 2 * margin)
+        axes = turn * extent
+        corner = turn @ (low + high) / 2 - axes.sum(axis=1) / 2
+        corners = corner + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) @ axes.T
+        start, stop = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+        side = int((stop - start).max())
+        (a, b), (d, e) = (axes / side).tolist()
+        c, f = ((corner - start) / side).tolist()
+        return cls((mask.shape[0], mask.shape[1]), int(start[1]), int(start[0]), side, size, (a, b, c, d, e, f))
+
     def to_network(self, grid: NDArray[np.generic]) -> Pixels:
         """Resample a source-grid array [H, W] to f32 [size, size]. A bool mask becomes the share of each cell that is
         set."""
+        if self.affine is not None:
+            return self._turned(self._untilted.to_network(grid))
         if grid.shape != self.source_shape:
             raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
         part = np.asarray(grid[self.inside], np.float32)
@@ -117,12 +154,24 @@ class Geometry:
 
     def masked(self, film: Pixels, mask: NDArray[np.bool_]) -> Pixels:
         """Resample a film [H, W] whose pixels outside `mask` [H, W] are blacked out to f32 [size, size]."""
+        if self.affine is not None:
+            return self._turned(self._untilted.masked(film, mask))
         film, shown = film[self.inside], mask[self.inside].view(np.uint8)
         if self._large:
             return self._average(film, shown)
         window = np.zeros((self.side, self.side), np.float32)
         cv2.copyTo(film, shown, window[self.in_window(self.inside)])
         return _resample(window, self.size)
+
+    @property
+    def _untilted(self) -> Geometry:
+        """The whole window, on a grid so fine that nothing is shrunk any more on the way from it to the network's."""
+        a, b, _, d, e, _ = self.affine or (1, 0, 0, 0, 1, 0)
+        return replace(self, size=round(self.size / max(math.hypot(a, d), math.hypot(b, e))), affine=None)
+
+    def _turned(self, window: Pixels) -> Pixels:
+        """What the field of view shows of a window f32 [S, S], f32 [size, size]."""
+        return _warp(window, self.affine or (1, 0, 0, 0, 1, 0), self.size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
 
     @property
     def _large(self) -> bool:
@@ -161,8 +210,13 @@ class Geometry:
 
     def to_window(self, grid: Pixels) -> Pixels:
         """Resample a map over the network's field of view, [h, w] with h = w of any size, to the window, f32
-        [side, side]."""
-        return _resample(np.ascontiguousarray(grid, np.float32), self.side)
+        [side, side]; 0 where the window is not in the field of view."""
+        grid = np.ascontiguousarray(grid, np.float32)
+        if self.affine is None:
+            return _resample(grid, self.side)
+        back = _inverse(self.affine)
+        seen = _warp(np.ones_like(grid), back, self.side, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+        return seen * _warp(grid, back, self.side, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
 
     def in_window(self, part: Box) -> Box:
         """Where rows and columns of the film, which must be `inside`, lie in the window."""
@@ -175,7 +229,7 @@ class Geometry:
     def at(self, grid: Pixels, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> Pixels:
         """A map over the network's field of view, [h, w] with h = w of any size, at the crossings of rows and columns
         of the film, which must be `inside`: f32 [len(rows), len(columns)], as `to_window` has it there."""
-        if grid.shape[0] > self.side:
+        if grid.shape[0] > self.side or self.affine is not None:
             return np.asarray(self.to_window(grid)[np.ix_(rows - self.top, columns - self.left)], np.float32)
         grid = np.asarray(grid, np.float32)
 
@@ -217,6 +271,33 @@ def by_rows(work: Callable[[slice], Result], shape: tuple[int, ...]) -> list[Res
 def in_bands(work: Callable[[Pixels], Result], grid: Pixels) -> list[Result]:
     """`by_rows` of `grid` [H, W], where `work` is given the rows themselves."""
     return by_rows(lambda band: work(grid[band]), grid.shape)
+
+
+def _middle(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """x and y of the centre of gravity of a mask that is not empty."""
+    moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
+    return moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
+
+
+def _inverse(affine: Affine) -> Affine:
+    """What takes every place back."""
+    a, b, c, d, e, f = affine
+    area = a * e - b * d
+    a, b, d, e = e / area, -b / area, -d / area, a / area
+    return a, b, -(a * c + b * f), d, e, -(d * c + e * f)
+
+
+def _warp(grid: Pixels, affine: Affine, size: int, how: int, beyond: int) -> Pixels:
+    """f32 [size, size] that at each place, from 0 at the top left to 1, has what `grid`, [h, h], has where `affine`
+    takes it."""
+    a, b, c, d, e, f = affine
+    side, scale = grid.shape[0], grid.shape[0] / size
+    places = [
+        [a * scale, b * scale, (a + b) * scale / 2 + c * side - 0.5],
+        [d * scale, e * scale, (d + e) * scale / 2 + f * side - 0.5],
+    ]
+    flags = how | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(grid, np.array(places), (size, size), flags=flags, borderMode=beyond), np.float32)
 
 
 def _resample(grid: Pixels, size: int) -> Pixels:

@@ -105,6 +105,9 @@ def classifier(
     equalise: Annotated[
         bool, typer.Option("--equalise", help="Give what is shown the same grey levels on every film.")
     ] = False,
+    align: Annotated[
+        bool, typer.Option("--align", help="Bring the lungs of every film to one pose and size. They must be cut out.")
+    ] = False,
     model: Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")] = None,
     seed: Seed = 0,
     initial: Initial = None,
@@ -128,7 +131,7 @@ def classifier(
         _open(data, split),
         Bundle.load(locate(model)),
         out,
-        view=view_spec(shown, chosen, crop, equalised=equalise),
+        view=view_spec(shown, chosen, crop, equalised=equalise, aligned=align),
         seed=seed,
         initial=imagenet_weights(chosen.network) if pretrained else initial,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),

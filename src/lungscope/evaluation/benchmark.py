@@ -183,13 +183,14 @@ def identity(cell: dict[str, Any]) -> dict[str, Any]:
     made = ("segmenter", "parts")
     return {
         **{key: cell[key] for key in what + made},
-        "equalised": _equalised(cell),
+        "view": _view(cell),
         "budget": [cell["budget"]["name"], cell["budget"]["sha256"]],
     }
 
 
-def _equalised(cell: dict[str, Any]) -> bool:
-    return bool(cell.get("equalised", False))
+def _view(cell: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether what was shown was equalised, and aligned; results of before do not say."""
+    return bool(cell.get("equalised", False)), bool(cell.get("aligned", False))
 
 
 def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
@@ -597,7 +598,7 @@ def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[
 
 def _same_change(lungs: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether `other` is the background with the change that `lungs` had."""
-    changes = [(json.dumps(cell["changes"], sort_keys=True), _equalised(cell), cell["crop"]) for cell in (lungs, other)]
+    changes = [(json.dumps(cell["changes"], sort_keys=True), _view(cell), cell["crop"]) for cell in (lungs, other)]
     return other["input"] == "background" and changes[0] == changes[1]
 
 

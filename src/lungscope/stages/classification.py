@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from lungscope.errors import LungscopeError
 from lungscope.radiograph import Geometry, Pixels, Radiograph
+from lungscope.stages.segmentation import LungMask, split
 
 if TYPE_CHECKING:
     from lungscope.runtime import Network, Weights
-    from lungscope.stages.segmentation import LungMask
 
 Input = Literal["lungs", "image", "background", "outline"]
 INPUTS: tuple[Input, ...] = get_args(Input)
@@ -32,6 +32,7 @@ class ViewSpec:
 
     crop: show the square around the lungs, widened by `margin` of its side on each end, and not the whole film.
     size: side of the network's grid. equalised: give what is shown the same grey levels on every film (`equalised`).
+    aligned: of what is cut out, bring the lungs of every film to one pose and size (`Geometry.along`).
     """
 
     input: Input
@@ -39,6 +40,7 @@ class ViewSpec:
     margin: float
     size: int
     equalised: bool = False
+    aligned: bool = False
 
 
 def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[Pixels, Geometry]:
@@ -46,7 +48,13 @@ def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[
 
     Pixels are blacked out on the film's own grid, before resampling, so that no trace of them is averaged in.
     """
-    geometry = Geometry.around(mask, spec.size, spec.margin) if spec.crop else Geometry.letterbox(mask.shape, spec.size)
+    if not spec.crop:
+        geometry = Geometry.letterbox(mask.shape, spec.size)
+    elif spec.aligned:
+        right, left, _ = split(mask)
+        geometry = Geometry.along(right, left, spec.size, spec.margin)
+    else:
+        geometry = Geometry.around(mask, spec.size, spec.margin)
     if spec.input in ("image", "outline"):
         view = geometry.to_network(pixels if spec.input == "image" else mask)
     else:

@@ -129,7 +129,7 @@ class Bench:
         shown = next(known for known in INPUTS if known == cell.input)
         if variant is None:
             return view_spec(shown, recipe)
-        return view_spec(shown, recipe, variant.crop, equalised=variant.equalised)
+        return view_spec(shown, recipe, variant.crop, equalised=variant.equalised, aligned=variant.aligned)
 
     def _identity(self, cell: Cell) -> dict[str, Any]:
         """What says whether two results belong together."""
@@ -149,6 +149,7 @@ class Bench:
             "input": cell.input,
             "crop": None if variant is None else variant.crop,
             "equalised": variant is not None and variant.equalised,
+            "aligned": variant is not None and variant.aligned,
             "members": list(grid.ensemble) if cell.network == "ensemble" else None,
             "segmenter": None if cell.kind == "segmentation" else found_by,
             "budget": {

@@ -24,7 +24,7 @@ NETWORKS: dict[Kind, tuple[str, ...]] = {
 class Variant:
     """Some of the networks once more with one thing changed: keys of the recipe, or what a classifier is shown.
 
-    crop, equalised: as in `ViewSpec`; None is what the input comes with.
+    crop, equalised, aligned: as in `ViewSpec`; None is what the input comes with.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Variant:
     input: str = "lungs"
     crop: bool | None = None
     equalised: bool = False
+    aligned: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,16 @@ class ClassifierTask(Task):
 MARGIN = 0.06
 
 
-def view_spec(shown: Input, recipe: Recipe, crop: bool | None = None, *, equalised: bool = False) -> ViewSpec:
+def view_spec(
+    shown: Input, recipe: Recipe, crop: bool | None = None, *, equalised: bool = False, aligned: bool = False
+) -> ViewSpec:
     """What a classifier of `recipe` is shown, at the size of its last phase. Unless `crop` says otherwise the lungs and
     their outline are cut out close, and the other controls keep the whole frame, as a network without a segmenter would
-    see it."""
+    see it. Raises RecipeError for lungs that are to be aligned and not cut out."""
     crop = shown in ("lungs", "outline") if crop is None else crop
-    return ViewSpec(shown, crop, MARGIN if crop else 0.0, recipe.phases[-1].size, equalised)
+    if aligned and not crop:
+        raise RecipeError(f"lungs are aligned by cutting them out; {shown!r} keeps the whole frame. Cut it out, too")
+    return ViewSpec(shown, crop, MARGIN if crop else 0.0, recipe.phases[-1].size, equalised, aligned)
 
 
 def labelled_views(

@@ -62,11 +62,13 @@ def view_facts(spec: ViewSpec) -> dict[str, Any]:
 def view_of(facts: Mapping[str, Any]) -> ViewSpec:
     """The view in the facts of a run."""
     known = {key: facts[key] for key in ("crop", "margin", "size")}
-    return ViewSpec(facts["shown"], **known, equalised=facts.get("equalised", False))
+    changed = {key: facts.get(key, False) for key in ("equalised", "aligned")}
+    return ViewSpec(facts["shown"], **known, **changed)
 
 
 def _cut_by(spec: ViewSpec) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if key != "equalised"}
+    """What views are known by in the cache; those cut before lungs could be aligned are still those cut without it."""
+    return {key: value for key, value in asdict(spec).items() if key != "equalised" and (key != "aligned" or value)}
 
 
 def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:
