@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lungscope.data.audit import audit
+from lungscope.data.audit import Audit, audit
 from lungscope.data.audit_page import page, write_audit
 from lungscope.data.store import Store
 from lungscope.errors import DataError
@@ -40,6 +41,20 @@ def test_counts_stand_beside_the_published_ones(store: Store) -> None:
     covid, normal = audit([store]).stores[0].classes
     assert (covid.label, covid.films, covid.published, covid.with_mask) == ("COVID-19", 8, 3616, 7)
     assert (normal.label, normal.films, normal.published, normal.with_mask) == ("Normal", 8, 10192, 8)
+
+
+def test_a_source_of_one_class_is_named(store: Store) -> None:
+    def audited(**sources: str) -> Audit:
+        records = tuple(replace(record, source=sources.get(record.id[0], "")) for record in store.records)
+        return audit([replace(store, records=records)])
+
+    assert not [finding for finding in audited().findings if "tells the class" in finding]
+    shared = audited(c="A", n="A")
+    assert not [finding for finding in shared.findings if "tells the class" in finding]
+    found = audited(n="B <i>")
+    assert [finding for finding in found.findings if finding.startswith("s: B <i> has films of Normal alone")]
+    assert [item.sources for item in found.stores[0].classes] == [{"": 8}, {"B <i>": 8}]
+    assert "B &lt;i&gt; 8" in page(found, [store]) and "not known" in page(found, [store])
 
 
 def test_duplicates_are_found_exact_and_near_and_across_classes_first(store: Store) -> None:

@@ -85,7 +85,8 @@ class MaskFinding:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One class of a store. `statistics` and `separation` go by `FEATURES`.
+    """One class of a store. `statistics` and `separation` go by `FEATURES`. sources: films of each, "" where it is not
+    known.
 
     separation: how well the feature alone tells this class from the others, as the area under the ROC curve (0.5: not
     at all; 0 or 1: perfectly). A class that its frame or its size gives away can be "recognised" without any lung.
@@ -95,6 +96,7 @@ class ClassFacts:
     label: str
     films: int
     published: int | None
+    sources: dict[str, int]
     with_mask: int
     statistics: dict[str, Summary]
     separation: dict[str, float]
@@ -164,6 +166,7 @@ def _audit_store(store: Store, progress: Callable[[str, int, int], None]) -> Sto
                 label=label,
                 films=int(mine.sum()),
                 published=PUBLISHED.get(label),
+                sources=dict(Counter(record.source for record in store.records if record.label == label)),
                 with_mask=int(masked[mine].sum()),
                 statistics={name: summarise(column[mine]) for name, column in table.items()},
                 separation={name: _separation(column, mine) for name, column in table.items()},
@@ -315,6 +318,14 @@ def _findings(stores: Sequence[StoreFacts], pairs: Sequence[Pair]) -> list[str]:
         if bad:
             out.append(f"{store.name}: {bad:,} remarks on lung masks.")
         for item in store.classes if len(store.classes) > 1 else ():
+            alone = [
+                name for name in item.sources if name and sum(name in other.sources for other in store.classes) == 1
+            ]
+            if alone:
+                out.append(
+                    f"{store.name}: {', '.join(alone)} has films of {item.label or 'no class'} alone: what marks the "
+                    "source tells the class."
+                )
             strength = {name: max(v, 1 - v) for name, v in item.separation.items() if name != "lung_share"}
             told = ", ".join(f"{name} (AUC {v:.2f})" for name, v in strength.items() if v >= TELLING)
             if told:
@@ -339,6 +350,7 @@ def _store_json(store: StoreFacts) -> dict[str, object]:
                 "label": item.label,
                 "films": item.films,
                 "published": item.published,
+                "sources": item.sources,
                 "with_mask": item.with_mask,
                 "statistics": {name: summary.to_json() for name, summary in item.statistics.items()},
                 "separation": {name: or_null(value) for name, value in item.separation.items()},

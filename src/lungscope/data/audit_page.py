@@ -67,7 +67,7 @@ def _store_section(facts: StoreFacts, store: Store) -> str:
     return (
         f"<section><h2>{html.escape(facts.name)}</h2><p>{facts.films:,} films in {html.escape(str(facts.root))}</p>"
         + _table(
-            ("class", "films", "published", "difference", "with mask"),
+            ("class", "films", "published", "difference", "with mask", "sources"),
             (
                 (
                     _name(item),
@@ -75,6 +75,7 @@ def _store_section(facts: StoreFacts, store: Store) -> str:
                     "" if item.published is None else item.published,
                     _Number("" if item.published is None else f"{item.films - item.published:+,}"),
                     item.with_mask,
+                    _sources(item),
                 )
                 for item in facts.classes
             ),
@@ -90,6 +91,12 @@ def _store_section(facts: StoreFacts, store: Store) -> str:
         + _files("Films that are gone or have changed since the import", facts.changed)
         + "</section>"
     )
+
+
+def _sources(item: ClassFacts) -> str:
+    if not any(item.sources):
+        return "not known"
+    return ", ".join(f"{name or 'not known'} {films:,}" for name, films in item.sources.items())
 
 
 def _class_pictures(item: ClassFacts, store: Store) -> str:
