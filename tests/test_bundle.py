@@ -89,6 +89,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         (lambda d: d["classifier"]["conformal"].update(thresholds=[0.5, 0.5, 1.5]), r"3 numbers in 0\.\.1"),
         (lambda d: d["classifier"]["view"].update(input="lung"), "Did you mean 'lungs'"),
         (lambda d: d["classifier"]["view"].update(crop=1), "true or false"),
+        (lambda d: d["classifier"]["view"].update(crop=False, aligned=True), "'aligned' lungs are cut out"),
         (lambda d: d["segmenter"].update(pool="median"), "Allowed: mean, union, vote"),
         (lambda d: d["segmenter"].update(members=[]), "a list of objects is needed"),
         (lambda d: d["segmenter"].update(opaque=True), "a number is needed"),

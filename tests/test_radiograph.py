@@ -117,8 +117,16 @@ def test_lungs_in_any_pose_are_brought_to_one(turn: float, wide: float, high: fl
             assert part.start == pytest.approx(8, abs=1) and part.stop == pytest.approx(88, abs=1)
 
 
-def test_what_an_aligned_view_says_lies_where_it_was_seen() -> None:
-    film, right, left = lungs(15, 50, 55, (150, 160))
+def test_an_aligned_view_is_exact_where_nothing_is_turned_or_stretched() -> None:
+    film = np.random.default_rng(0).random((70, 90), np.float32)
+    lung = np.zeros(film.shape, np.bool_)
+    lung[10:50, 20:60] = True
+    assert (Geometry.along(lung, 0 * lung > 0, 40, 0.0).to_network(film) == film[10:50, 20:60]).all()
+
+
+@pytest.mark.parametrize("turn", [15, -15])
+def test_what_an_aligned_view_says_lies_where_it_was_seen(turn: float) -> None:
+    film, right, left = lungs(turn, 50, 55, (150, 160))
     mask = right | left
     geometry = Geometry.along(right, left, 128, 0.05)
     back = geometry.to_source(geometry.to_network(film))

@@ -245,6 +245,8 @@ def _classifier(section: _Section, weights: Callable[[_Section], Weights]) -> Cl
     if len(bias) != len(labels):
         section.fail(f"'bias' has {len(bias)} numbers for {len(labels)} labels")
     equalised, aligned = (key in view.values and view.truth(key) for key in ("equalised", "aligned"))
+    if aligned and not view.truth("crop"):
+        view.fail("'aligned' lungs are cut out, and 'crop' is false")
     return ClassifierSpec(
         weights=weights(section),
         labels=labels,

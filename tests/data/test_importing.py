@@ -24,6 +24,7 @@ from lungscope.data.layouts import GUANGZHOU, RSNA, radiography_source
 from lungscope.data.store import Store, write_records
 from lungscope.errors import DataError, UsageError
 from lungscope.radiograph import Geometry
+from lungscope.readers import read
 
 REPO = Path(__file__).parents[2]
 DATA = Path(os.environ.get("LUNGSCOPE_DATA", REPO.parent / "shared" / "data"))
@@ -150,7 +151,11 @@ def test_a_table_may_name_sources(tmp_path: Path, draw: Draw, save: Save) -> Non
         ("Normal", "person1_virus_6", ""),
         ("Lung Opacity", "Lung_Opacity-1", RSNA),
         ("Viral Pneumonia", "Viral Pneumonia-1", GUANGZHOU),
+        ("Viral Pneumonia", "mine1", ""),
+        ("Lung Opacity", "mine-1", ""),
         ("COVID-19", "COVID-63", ""),
+        ("COVID-19", "COVID-19-63", ""),
+        ("(", "(-1", ""),
     ],
 )
 def test_where_films_of_the_radiography_database_came_from(label: str, stem: str, source: str) -> None:
@@ -511,6 +516,31 @@ def test_real_films_of_every_class(tmp_path: Path) -> None:
         pixels = np.asarray(Image.open(root / record.image).convert("L"))
         grid = Geometry.letterbox(pixels.shape, 256).to_network(pixels.astype(np.float32) / 255)
         assert (store.images[i] == np.rint(grid * 255)).all()
+
+
+@pytest.mark.skipif(not (DATA / "radiography").is_dir(), reason=f"the real films are not at {DATA}")
+def test_children_among_real_normal_films_are_where_their_numbers_say() -> None:
+    """A linear discriminant of thumbnails, fitted to films of even numbers far from the ends of the children's range,
+    tells films of odd numbers, and where the range begins and ends."""
+    paths = {int(path.stem.partition("-")[2]): path for path in (DATA / "radiography" / "Normal" / "images").iterdir()}
+    numbers = np.array(sorted(number for number in paths if number < 2600 or number % 6 < 2))
+    films = [Geometry.letterbox((224, 224), 16).to_network(read(paths[int(n)]).pixels).ravel() for n in numbers]
+    table = np.array([[*(film - film.mean()) / film.std(), 1] for film in films])
+    child = np.array([radiography_source("Normal", f"Normal-{n}") == GUANGZHOU for n in numbers])
+    ends = (62.5, 1403.5)
+    far = np.abs(numbers[:, None] - ends).min(axis=1) > 60
+    fitted, other = far & (numbers % 2 == 0), far & (numbers % 2 == 1)
+    # Both sides count alike; ridge regression onto +1 and -1.
+    weights = np.where(child, 1 / child[fitted].mean(), 1 / (~child)[fitted].mean())[fitted, None] * table[fitted]
+    score = table @ np.linalg.solve(
+        weights.T @ table[fitted] + np.eye(table.shape[1]), weights.T @ np.where(child, 1.0, -1.0)[fitted]
+    )
+    assert (score > 0)[other & child].mean() > 0.93
+    assert (score < 0)[other & ~child].mean() > 0.98
+    for end, inside in zip(ends, (1, -1), strict=True):
+        near, sides = (array[np.abs(numbers - end) < 50] for array in (numbers, inside * score > 0))
+        rightly = [np.count_nonzero(sides == (near > last)) for last in near]
+        assert near[int(np.argmax(rightly))] == int(end), "the cut at which most films are on their side"
 
 
 def test_records_survive_awkward_names(tmp_path: Path, make_store: Callable[..., Store], draw: Draw) -> None:

@@ -74,6 +74,7 @@ networks = ["resnet50"]
 input = "image"
 crop = true
 equalised = true
+aligned = true
 """
 
 #: The command, but the process gets SIGKILL in its training step of that number.
@@ -191,7 +192,7 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     assert cell["test"]["uncalibrated"]["ece"] >= 0 and cell["test"]["temperature"] > 0
     manifest = json.loads((tmp_path / "work/classification/resnet50-cropped-seed0/bundle/manifest.json").read_text())
     view = manifest["classifier"]["view"]
-    assert (view["input"], view["crop"], view["equalised"]) == ("image", True, True)
+    assert (view["input"], view["crop"], view["equalised"], view["aligned"]) == ("image", True, True, True)
     # Lungs are found once and known from then on, with nothing changed by that.
     bundle, store = Bundle.load(tmp_path / "lungs"), Store.open(films / "store")
     known, film = KnownLungs(bundle), read(store.path_of(store.records[0]))

@@ -58,14 +58,14 @@ def test_the_card_says_of_how_many_runs_weights_are_the_mean(tmp_path: Path) -> 
 
 def test_the_card_says_how_right_a_network_is_within_a_source(tmp_path: Path) -> None:
     root = write_bundle(tmp_path)
-    source = {"films": 7, "classes": {"Normal": 4, "COVID-19": 3}, "accuracy": 0.9, "interval": [0.8, 1.0]}
+    source = {"films": 7, "failed": 1, "classes": {"Normal": 4, "COVID-19": 3}, "accuracy": 0.9, "interval": [0.8, 1.0]}
     row = {
-        "input": "background", "films": 7, "accuracy": 0.9, "macro_f1": 0.9, "macro_auc": 0.9,
+        "store": "s", "input": "background", "films": 7, "accuracy": 0.9, "macro_f1": 0.9, "macro_auc": 0.9,
         "intervals": {"accuracy": [0.8, 1.0], "macro_f1": [0.8, 1.0]}, "sources": {"A": source, "": source},
     }  # fmt: skip
     (root / "controls.json").write_text(json.dumps({"stores": [row]}))
     seal(root, json.loads((root / "manifest.json").read_text()))
     card = model_card(Bundle.load(root))
     seen = "the background, lungs blacked out"
-    assert f"| {seen} | A | 7 | Normal 4, COVID-19 3 | 0.9000 [0.8000, 1.0000] |" in card
-    assert f"| {seen} | not known | 7 |" in card
+    assert f"| {seen} | s: A | 7 | 1 | Normal 4, COVID-19 3 | 0.9000 [0.8000, 1.0000] |" in card
+    assert f"| {seen} | s: not known | 7 |" in card

@@ -152,8 +152,11 @@ def test_accuracy_stands_for_each_source(analyzer: Analyzer, store: tuple[Store,
     right = {row["id"]: row["predicted"] == row["label"] for row in result["per_film"]}
     assert result["sources"]["A"]["classes"] == {"COVID-19": 1, "Normal": 1}
     assert result["sources"]["A"]["accuracy"] == (right["a"] + right["b"]) / 2
+    assert result["sources"]["A"]["failed"] == 1 and result["sources"][""]["failed"] == 0
     assert (result["sources"][""]["films"], result["sources"][""]["accuracy"]) == (1, right["c"])
-    assert [row["source"] for row in result["failed"]] == ["A"]
+    lost = replace(films, records=tuple(replace(r, source="B" * (r.id == "broken")) for r in films.records))
+    row = score_classifier(analyzer, lost, split, "test")["sources"]["B"]
+    assert row == {"films": 0, "failed": 1, "classes": {}, "accuracy": None, "interval": [None, None]}
 
 
 def test_a_label_that_the_bundle_does_not_know_is_refused(analyzer: Analyzer, store: tuple[Store, Split]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from torch import nn
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
-from lungscope.training.engine import Hardware, KeepBest, validate
+from lungscope.training.engine import Hardware, KeepAverage, KeepBest, Run, validate
 from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Best, Phase, load_recipe
@@ -197,6 +198,34 @@ def test_the_weights_kept_are_the_average_that_was_validated(
     task = SegmenterTask(network, average, average.phases[0], 1, ["drawn"])
     found = validate(task, MaskedFilms([(store, split.select(store, "val"))]), 8, CPU)
     assert found["val_loss"] == pytest.approx(facts["metrics"]["val_loss"], rel=1e-4)
+
+
+def test_the_average_leaves_whole_numbers_alone() -> None:
+    module = lightning.LightningModule()
+    module.weight = nn.Parameter(torch.zeros(3))
+    module.register_buffer("table", torch.arange(1000), persistent=False)
+    average = KeepAverage(0.9)
+    average.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))), module, "fit")
+    kept = average._average_model
+    assert kept is not None
+    kept.update_parameters(module)
+    nn.init.ones_(module.weight)
+    for _ in range(2):
+        kept.update_parameters(module)
+    torch.testing.assert_close(kept.module.weight, torch.full((3,), 0.19))
+    assert (kept.module.table == module.table).all()
+
+
+def test_a_run_of_before_is_not_gone_on_with_differently(tmp_path: Path) -> None:
+    """A run's facts may lack what later versions say; that is as good as no, and not as good as yes."""
+
+    def run(**facts: object) -> Run:
+        return Run(load_recipe("segmenter-cpu"), tmp_path, 0, CPU, None, None, [], facts)
+
+    run(shown="lungs")._claim_folder()
+    run(shown="lungs", aligned=False)._claim_folder()
+    with pytest.raises(RecipeError, match="differs in aligned"):
+        run(shown="lungs", aligned=True)._claim_folder()
 
 
 @pytest.mark.parametrize(("change", "seed", "named"), [({"batch": 4}, 1, "recipe"), ({}, 2, "seed")])

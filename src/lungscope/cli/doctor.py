@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 BASE = (
+    "kornia-rs",
     "numpy",
     "opencv-python-headless",
     "pillow",

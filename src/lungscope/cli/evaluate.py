@@ -243,7 +243,7 @@ def _show_classifier(result: dict[str, Any]) -> None:
         console.print(table)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])
-    _show_sources(console, [row for run in [result, *result["controls"]] for row in run["stores"]])
+    _show_sources(console, [(run["bundle"], row) for run in [result, *result["controls"]] for row in run["stores"]])
     console.print(
         "In this data class, source and age go together: what the background alone tells is not about lungs, and "
         "the lungs' accuracy may hold some of it too."
@@ -264,14 +264,15 @@ def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
     )
 
 
-def _show_sources(console: Console, rows: list[dict[str, Any]]) -> None:
-    if not any(row["sources"] for row in rows):
+def _show_sources(console: Console, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    if not any(row["sources"] for _, row in rows):
         return
-    table = Table("input", "source", "n", "classes", "accuracy [95 %]", title="By source")
-    for row in rows:
+    table = Table("input", "bundle", "store", "source", "n", "failed", "classes", "accuracy [95 %]", title="By source")
+    for bundle, row in rows:
         for source, scores in row["sources"].items():
+            counts = (str(scores["films"]), str(scores["failed"]), counted(scores["classes"]))
             accuracy = with_interval(scores["accuracy"], scores["interval"])
-            table.add_row(row["input"], source or NOT_KNOWN, str(scores["films"]), counted(scores["classes"]), accuracy)
+            table.add_row(row["input"], bundle, row["store"], source or NOT_KNOWN, *counts, accuracy)
     console.print(table)
     console.print("Within a source of several classes, what differs between sources can not tell the class.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from lungscope.errors import DataError, look_up
 
 LAYOUTS = ("auto", "radiography", "folder", "csv")
 CSV_COLUMNS = ("path", "label", "mask", "patient", "source")
-NORMAL, LUNG_OPACITY = "Normal", "Lung Opacity"
+NORMAL, LUNG_OPACITY, VIRAL_PNEUMONIA = "Normal", "Lung Opacity", "Viral Pneumonia"
 
 #: Labels of the COVID-19 Radiography Database by its folder names (lower case, letters and digits only), in its order.
 RADIOGRAPHY_CLASSES = {
@@ -21,7 +20,7 @@ RADIOGRAPHY_CLASSES = {
     "covid19": "COVID-19",
     "normal": NORMAL,
     "lungopacity": LUNG_OPACITY,
-    "viralpneumonia": "Viral Pneumonia",
+    "viralpneumonia": VIRAL_PNEUMONIA,
 }
 #: Where films of the COVID-19 Radiography Database came from, as far as can be told.
 GUANGZHOU, RSNA = "Guangzhou children", "RSNA adults"
@@ -140,13 +139,13 @@ def _from_classes(root: Path, with_lung_opacity: bool) -> tuple[list[Film], list
 def radiography_source(label: str, stem: str) -> str:
     """Where a film of the COVID-19 Radiography Database came from, by its class and file name (`Normal-63`): Viral
     Pneumonia and 1,341 of Normal are of one children's hospital, Lung Opacity and the other Normal films of adults
-    (RSNA's challenge). "" where it can not be told, as with COVID-19, which is of many collections."""
-    number = re.fullmatch(r"Normal-(\d+)", stem)
-    if label == "Viral Pneumonia":
-        return GUANGZHOU
-    if label == NORMAL and number is not None:
-        return GUANGZHOU if int(number[1]) in _CHILDREN else RSNA
-    return RSNA if label == LUNG_OPACITY else ""
+    (RSNA's challenge). "" where it can not be told, as with COVID-19, which is of many collections, and for films that
+    are not called as they are there."""
+    name, _, number = stem.replace("_", " ").rpartition("-")
+    if name != label or name not in (NORMAL, LUNG_OPACITY, VIRAL_PNEUMONIA) or not number.isdecimal():
+        return ""
+    children = name == VIRAL_PNEUMONIA or (name == NORMAL and int(number) in _CHILDREN)
+    return GUANGZHOU if children else RSNA
 
 
 def _from_class(root: Path, folder: Path, label: str) -> tuple[list[Film], list[Rejected]]:

@@ -522,7 +522,7 @@ def _within_sources(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
             accuracies = (_accuracy_within(of[shown], source) if shown in of else "–" for shown in inputs)
             gap = _gap(of["background"], of["lungs"], source) if {"background", "lungs"} <= set(of) else "–"
             rows.append((_label(next(iter(of.values()))), *accuracies, gap))
-        films = len(_right(cells[0], source))
+        films = sum(_source(film) == source for film in cells[0]["test"]["per_film"])
         columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs")
         note = (
             f"The {films} films of this one source, {' and '.join(labels)}: what differs between sources can not tell "
@@ -545,8 +545,9 @@ def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _accuracy_within(cell: dict[str, Any], source: str) -> str:
-    right = list(_right(cell, source).values())
-    interval = bootstrap_mean([float(value) for value, _ in right], [group for _, group in right])
+    films = [film for film in cell["test"]["per_film"] if _source(film) == source]
+    right = [float(film["label"] == film["predicted"]) for film in films]
+    interval = bootstrap_mean(right, [film["group"] for film in films])
     return with_interval(interval.value, (interval.low, interval.high))
 
 
@@ -579,15 +580,16 @@ def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[
                 spans = [with_interval(test[score], test["intervals"][score]) for score in ("accuracy", "macro_f1")]
                 known = cell["variant"] is not None and "lungs" in grid
                 rows.append((_label(cell), name, *spans, _gap(cell, grid["lungs"]) if known else "–"))
-            background = next((other for other in own if lungs and _same_change(cell, other)), None)
-            if background is not None:
+            for background in (other for other in own if lungs and _same_change(cell, other)):
                 accuracies = [
                     with_interval(side["test"]["accuracy"], side["test"]["intervals"]["accuracy"])
                     for side in (cell, background)
                 ]
                 within = (_gap(background, cell, source) for source in sources)
-                beside.append((_label(cell), name, *accuracies, _gap(background, cell), *within))
-    note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if "background" not in name) + "."
+                changed = cell["variant"] or background["variant"] or name
+                beside.append((_label(cell), changed, *accuracies, _gap(background, cell), *within))
+    named = {row[1] for row in rows + beside}
+    note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if name in named) + "."
     columns = ("network", "variant", "accuracy [95 %]", "macro-F1 [95 %]", "accuracy, less the grid's [95 %]")
     yield Table("One thing changed", columns, tuple(rows), note)
     if len(beside) > 1:
@@ -597,9 +599,11 @@ def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[
 
 
 def _same_change(lungs: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether `other` is the background with the change that `lungs` had."""
-    changes = [(json.dumps(cell["changes"], sort_keys=True), _view(cell), cell["crop"]) for cell in (lungs, other)]
-    return other["input"] == "background" and changes[0] == changes[1]
+    """Whether `other` is the background with the change that `lungs` had, or cut out as they are without any."""
+    changes = [(json.dumps(cell["changes"], sort_keys=True), _view(cell)) for cell in (lungs, other)]
+    cut = lungs["crop"] in (None, True) and other["crop"] is True
+    same = changes[0] == changes[1] and (lungs["crop"] == other["crop"] or cut)
+    return other["input"] == "background" and same
 
 
 @dataclass(frozen=True)

@@ -227,13 +227,13 @@ def counted(classes: dict[str, int]) -> str:
 def _by_source(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Accuracy within each source; nothing where no source was known."""
     lines = [
-        (INPUT_NAMES[row["input"]], source or NOT_KNOWN, facts["films"], counted(facts["classes"]),
-         with_interval(facts["accuracy"], facts["interval"]))
+        (INPUT_NAMES[row["input"]], f"{row['store']}: {source or NOT_KNOWN}", facts["films"], facts["failed"],
+         counted(facts["classes"]), with_interval(facts["accuracy"], facts["interval"]))
         for row in rows for source, facts in row.get("sources", {}).items()
     ]  # fmt: skip
     if not lines:
         return []
-    table = _table(("network sees", "source", "n", "classes", "accuracy [95 % interval]"), lines)
+    table = _table(("network sees", "store: source", "n", "failed", "classes", "accuracy [95 % interval]"), lines)
     return [
         f"### By source\n{table}\n\nA source of one class says how often that is recognised. Within a source of "
         "several classes, what differs between sources (apparatus, processing, age) can not tell the class."

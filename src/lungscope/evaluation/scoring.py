@@ -6,6 +6,7 @@ Nothing here sees a training cache: what is scored is what ships (nnU-Net's `per
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,19 +285,23 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
 
 
 def _by_source(found: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Accuracy over the films of each source, and how many of each class it has; nothing where no source is known.
+    """Accuracy over the answered films of each source, how many of each class these are, and how many more could not be
+    analysed; nothing where no source is known.
 
     A source of one class says how often that is recognised. In one of several, what differs between sources can not
     tell the class.
     """
+    failed = Counter(row["source"] for row in found.failed)
+    names = {*found.sources, *failed}
     rows: dict[str, Any] = {}
-    for source in sorted(set(found.sources)) if any(found.sources) else ():
+    for source in sorted(names) if any(names) else ():
         own = [i for i, name in enumerate(found.sources) if name == source]
         rows[source] = {
             "films": len(own),
+            "failed": failed[source],
             "classes": {label: n for c, label in enumerate(found.labels) if (n := int((found.truth[own] == c).sum()))},
-            "accuracy": float(right[own].mean()),
-            "interval": _interval(bootstrap_mean(right[own], [found.groups[i] for i in own])),
+            "accuracy": float(right[own].mean()) if own else None,
+            "interval": _interval(bootstrap_mean(right[own], [found.groups[i] for i in own])) if own else [None, None],
         }
     return rows
 

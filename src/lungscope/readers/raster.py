@@ -29,6 +29,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 CHROMA_TOLERANCE = 8 / 255
 COLOURED_SHARE = 0.01
 
+#: Pixels up to which no other thread of Python runs while a PNG is decoded: a few hundredths of a second.
+_QUICK = 2**24
 #: Where a PNG may say how it is to be turned: the Exif chunk, and the keys of text chunks.
 _TURNED_BY = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _ORIENTATION = 0x0112
@@ -46,7 +48,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
     """
     try:
         return _decode(data, name, max_pixels)
-    except InputError:
+    except (InputError, ImportError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnsupportedImageError(
@@ -104,14 +106,15 @@ def _tiff(image: Image.Image, tag: int) -> object:
 
 
 def _is_plain_grey(image: Image.Image, data: bytes) -> bool:
-    """Whether a PNG is grey of 8 or 16 bits, without transparency, and says nothing of how it is to be turned."""
-    grey = (image.mode, data[24]) in (("L", 8), ("I;16", 16))
+    """Whether a PNG is grey of 8 or 16 bits, without transparency and word of how it is to be turned, and not so large
+    that other threads should not wait for it."""
+    grey = (image.mode, data[24]) in (("L", 8), ("I;16", 16)) and image.width * image.height <= _QUICK
     return grey and "transparency" not in image.info and not any(key in data for key in _TURNED_BY)
 
 
 def _grey_png(data: bytes, size: tuple[int, int], bits: int) -> Samples:
-    """Decode in a half to a third of Pillow's time, and check the sums of every chunk, where Pillow gives wrong pixels
-    for some broken files."""
+    """Decode in a half to a third of Pillow's time, with the interpreter's lock held, and check the sums of all chunks
+    of pixels, where Pillow gives wrong pixels for some broken files."""
     from kornia_rs import io  # not for whoever reads DICOM
 
     width, height = size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +113,16 @@ def labelled_views(
 
 def strata_of(films: LabelledViews, recipe: Recipe) -> list[int]:
     """What `recipe` draws evenly over, where it does. Raises RecipeError where that is sources, and no class has films
-    of two."""
+    of two that are known."""
     if recipe.balance != "source":
         return films.strata
-    strata = films.by_source
-    if len(set(strata)) == len(set(films.strata)):
+    known = {(label, source) for label, source in zip(films.strata, films.sources, strict=True) if source}
+    if len(known) == len({label for label, _ in known}):
         raise RecipeError(
             "balance 'source': no class has films of two known sources. Import the set again if that was done by an "
             "older version, or name sources in a .csv table"
         )
-    return strata
+    return films.by_source
 
 
 def train_classifier(
@@ -153,7 +155,10 @@ def train_classifier(
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
     }
-    run = Run(recipe, folder, seed, hardware, train, val, strata_of(train, recipe), facts, initial)
+    strata = strata_of(train, recipe)
+    if strata != train.strata:
+        facts["strata"] = hashlib.sha256(json.dumps(strata).encode()).hexdigest()
+    run = Run(recipe, folder, seed, hardware, train, val, strata, facts, initial)
     return run.fit(
         lambda size: build_classifier(
             recipe.network, classes=len(names), size=size, drop=recipe.drop, drop_path=recipe.drop_path

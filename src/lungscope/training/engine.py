@@ -25,9 +25,9 @@ import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -256,9 +256,21 @@ class KeepBest(Callback):
             save_weights(pl_module.network, self.folder / "weights.safetensors", facts)
 
 
-class KeepAverage(EMAWeightAveraging):
-    """Trains the weights and validates their average, until every callback before this one is done with it. Lightning's
-    own takes the average away before `on_validation_end`, where weights are kept."""
+class KeepAverage(WeightAveraging):
+    """Trains the weights and validates their exponential moving average, of which `decay` stays at each step, until
+    every callback before this one is done with it. Lightning's `EMAWeightAveraging` takes the average away before
+    `on_validation_end`, where weights are kept, and averages tables of whole numbers, too (CoAtNet has some)."""
+
+    def __init__(self, decay: float) -> None:
+        def moved(average: Tensor, weights: Tensor, _: int | Tensor) -> Tensor:
+            return average.lerp(weights, 1 - decay) if average.is_floating_point() else weights
+
+        super().__init__(avg_fn=moved)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # The module is brought there only after this.
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         pass
@@ -335,7 +347,8 @@ class Run:
         claim = self.folder / "run.json"
         if claim.exists():
             theirs = json.loads(claim.read_text())
-            differ = sorted(key for key in theirs if mine.get(key) != theirs[key])
+            # What one of both does not say is as good as no.
+            differ = sorted(key for key in {*mine, *theirs} if (mine.get(key) or None) != (theirs.get(key) or None))
             if differ:
                 raise RecipeError(
                     f"{self.folder} holds a run that differs in {', '.join(differ)}. Use another folder, or the same "
