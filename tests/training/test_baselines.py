@@ -44,6 +44,8 @@ def test_the_command_measures_it_in_turn(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "runtime.json").read_text())
     name = demo_film().name
     assert set(result["single_films"][name]["latency_ms"]) == {"lungscope", "eager PyTorch"}
+    beside = [set(run.get("beside", ())) for run in result["batches"].values()]
+    assert {"eager PyTorch"} in beside and beside.count(set()) == 1, "where nothing but a table is written"
     runs = {f"lungscope analyze, {name}, first start": 1, f"lungscope analyze, {name}": 3, f"eager PyTorch, {name}": 3}
     assert {process: found["starts"] for process, found in result["processes"].items()} == runs
     assert all("eager PyTorch" in graph["ms"] for graph in result["networks"]["graphs"].values())

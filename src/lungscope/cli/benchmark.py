@@ -178,10 +178,10 @@ def runtime(
         paths = list(measured.values())
         # Batches come before PyTorch is in this process, and counts as its memory.
         many = Analyzer(bundle, device=device, precision=precision, streams=cores())
-        result["batches"] = {
-            f"{path.name}, {', '.join(formats)}": speed.batch(many, [path], films, formats)
-            for path, formats in ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
-        }
+        written = ((paths[-1], ("csv",)), (paths[-1], DEFAULT_FORMATS), (paths[0], ("csv",)))
+        batches = [speed.batch(many, [path], films, formats) for path, formats in written]
+        names = (f"{path.name}, {', '.join(formats)}" for path, formats in written)
+        result["batches"] = dict(zip(names, batches, strict=True))
         eager, graphs, scripts = {}, {}, {}
         if not alone:
             scripts = {f"eager PyTorch, {next(iter(measured))}": ["-c", _EAGER, str(bundle.root), str(paths[0])]}
@@ -192,6 +192,9 @@ def runtime(
             from lungscope.training import baselines
 
             eager, graphs = {"eager PyTorch": baselines.Eager(bundle).analyze}, baselines.graphs(bundle)
+            for run, (path, formats) in zip(batches, written, strict=True):
+                if formats == ("csv",):
+                    run["beside"] = {name: speed.in_a_loop(work, path, films) for name, work in eager.items()}
         analyzer = speed.WatchedAnalyzer(bundle, device=device, precision=precision)
         result |= {"device": analyzer.device, "precision": analyzer.precision, "versions": analyzer.versions}
         result["networks"] = speed.networks(bundle, device, repeats, graphs, chosen)

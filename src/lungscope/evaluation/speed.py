@@ -250,6 +250,16 @@ def batch(analyzer: Analyzer, films: Sequence[Path], count: int, formats: Sequen
     }
 
 
+def in_a_loop(work: Callable[[Path], Any], film: Path, count: int) -> float:
+    """Films per second of `work`, called `count` times, one after the other, after a warm-up; nothing is written."""
+    for _ in range(WARM_UP):
+        work(film)
+    start = perf_counter()
+    for _ in range(count):
+        work(film)
+    return count / (perf_counter() - start)
+
+
 def resident_mib() -> float | None:
     """Memory that this process holds, in MiB; None where the system does not say (Linux does)."""
     try:
@@ -404,4 +414,5 @@ def batch_lines(result: Mapping[str, Any]) -> Iterator[str]:
     for name, run in result["batches"].items():
         peak = run["most_memory_mib"]
         memory = "" if peak is None else f", at most {peak:.0f} MiB after a film"
-        yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}"
+        beside = (f"; {baseline} in a loop {rate:.1f}" for baseline, rate in run.get("beside", {}).items())
+        yield f"batch of {run['films']} ({name}): {run['films_per_second']:.1f} films/s{memory}{''.join(beside)}"
