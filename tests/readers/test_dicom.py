@@ -5,10 +5,11 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom.uid as uid
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from tests.corpus import WRITERS, as_integers, draw_chest, jpeg_lossless, make_dicom, save_dicom
@@ -17,7 +18,7 @@ from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.readers.common import MAX_BYTES
-from lungscope.readers.dicom import DECODERS, grey_scale
+from lungscope.readers.dicom import DECODERS, _jpeg_2000, grey_scale
 from lungscope.stages.quality import inspect
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -231,3 +232,36 @@ def test_sixteen_bits_survive_every_lossless_syntax(tmp_path: Path) -> None:
     for number, syntax in enumerate((uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1)):
         path = save_dicom(make_dicom(stored, 16), tmp_path / f"{number}.dcm", syntax)
         assert read(path).pixels == pytest.approx(stored / 65535, abs=1e-7), syntax.name
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEG2000])
+@pytest.mark.parametrize("bits", [7, 8, 12, 15, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_jpeg_2000_has_the_same_samples_by_either_decoder(
+    tmp_path: Path, signed: bool, bits: int, syntax: uid.UID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours for 8 to 16 unsigned bits is OpenCV's; pydicom's, pylibjpeg's."""
+    size = 8 if bits <= 8 else 16
+    stored = as_integers(draw_chest(70, 66, np.random.default_rng(2)), bits).astype(f"u{size // 8}")
+    if signed:
+        stored = (stored.astype(int) - 2 ** (bits - 1)).astype(f"i{size // 8}")
+    path = save_dicom(make_dicom(stored, bits), tmp_path / "film.dcm", syntax)
+    calls = []
+    monkeypatch.setattr("lungscope.readers.dicom._jpeg_2000", lambda frame: calls.append(1) or _jpeg_2000(frame))
+    found = read(path).pixels
+    assert len(calls) == (not signed and bits >= 8)
+    samples = dcmread(path).pixel_array.astype(int) + 2 ** (bits - 1) * signed
+    assert found == pytest.approx(samples / (2**bits - 1), abs=1e-6)
+    if syntax == uid.JPEG2000Lossless:
+        assert (dcmread(path).pixel_array == stored).all()
+
+
+def test_jpeg_2000_of_more_components_is_refused(tmp_path: Path) -> None:
+    stored = np.zeros((64, 64), np.uint8)
+    ds = make_dicom(stored, 8)
+    ds.PixelData = encapsulate([cv2.imencode(".jp2", np.zeros((64, 64, 3), np.uint8))[1].tobytes()])
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+    ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    with pytest.raises(UnreadableFileError, match=r"film\.dcm"):
+        read(tmp_path / "film.dcm")

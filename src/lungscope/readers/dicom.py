@@ -13,7 +13,9 @@ The grey scale follows PS3.4 N.2 and PS3.3 C.11, in this order:
 4. Pixel Padding Value, up to Pixel Padding Range Limit (C.7.5.1.1.2), is no film: 0.
 
 Stored values have at most 16 bits, so all of that is computed once for each possible value and looked up per pixel.
-Each transfer syntax has exactly one decoder, so that what comes out does not depend on what else is installed.
+Each transfer syntax has exactly one decoder, so that what comes out does not depend on what else is installed; JPEG
+2000 has OpenCV's for 8 to 16 unsigned bits, which lets other threads go on meanwhile, and pylibjpeg's for the rest.
+Both are OpenJPEG.
 """
 
 from __future__ import annotations
@@ -260,8 +262,11 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
             f"{name}: its header says {ds.Columns} x {ds.Rows} pixels, its compressed data {size}. Export it again."
         )
     plugin = DECODERS[syntax]
+    frame = get_frame(ds.PixelData, 0, number_of_frames=1) if syntax.is_encapsulated else b""
     if plugin == "own":
-        array: NDArray[Any] = lossless.decode(get_frame(ds.PixelData, 0, number_of_frames=1))
+        array: NDArray[Any] = lossless.decode(frame)
+    elif syntax in (uid.JPEG2000Lossless, uid.JPEG2000) and ds.PixelRepresentation == 0 and _is_unsigned_grey(frame):
+        array = _jpeg_2000(frame)
     else:
         # Uncompressed ones are looked up where they lie; what is in unused bits does not matter (`_decode`).
         options: Any = {} if plugin else {"view_only": True, "correct_unused_bits": False}
@@ -273,6 +278,21 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
             f"{name}: its header says {bits} bits are stored, its compressed data hold more. Export it again."
         )
     return codes
+
+
+def _is_unsigned_grey(codestream: bytes) -> bool:
+    """Whether a JPEG 2000 codestream has one component, of 8 to 16 unsigned bits (ISO 15444-1 A.5.1: Csiz, Ssiz)."""
+    start = codestream.find(b"\xff\x4f\xff\x51", 0, 2**16)
+    return start >= 0 and codestream[start + 40 : start + 42] == b"\x00\x01" and 8 <= codestream[start + 42] + 1 <= 16
+
+
+def _jpeg_2000(codestream: bytes) -> NDArray[Any]:
+    """Decode by OpenCV, whose messages on the terminal are off from then on: it has one for every grey picture."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    array = cv2.imdecode(np.frombuffer(codestream, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.ndim != 2:
+        raise ValueError("the JPEG 2000 decoder gave up")
+    return array
 
 
 def _transfer_syntax(ds: Dataset) -> uid.UID:
