@@ -65,6 +65,7 @@ def trained_classifier(folder: Path, name: str) -> Trained:
         "crop": True,
         "margin": 0.05,
         "equalised": False,
+        "aligned": False,
     }
     save_weights(awake_classifier(name, SMALL[name]), folder / "weights.safetensors", facts)
     return Trained.open(folder)
