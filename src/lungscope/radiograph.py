@@ -140,7 +140,7 @@ class Geometry:
         """Resample a source-grid array [H, W] to f32 [size, size]. A bool mask becomes the share of each cell that is
         set."""
         if self.affine is not None:
-            return self._turned(self._untilted.to_network(grid))
+            return self._turned(self.affine, lambda window: window.to_network(grid))
         if grid.shape != self.source_shape:
             raise ValueError(f"expected an array of the source grid {self.source_shape}, got {grid.shape}")
         part = np.asarray(grid[self.inside], np.float32)
@@ -155,7 +155,7 @@ class Geometry:
     def masked(self, film: Pixels, mask: NDArray[np.bool_]) -> Pixels:
         """Resample a film [H, W] whose pixels outside `mask` [H, W] are blacked out to f32 [size, size]."""
         if self.affine is not None:
-            return self._turned(self._untilted.masked(film, mask))
+            return self._turned(self.affine, lambda window: window.masked(film, mask))
         film, shown = film[self.inside], mask[self.inside].view(np.uint8)
         if self._large:
             return self._average(film, shown)
@@ -163,15 +163,12 @@ class Geometry:
         cv2.copyTo(film, shown, window[self.in_window(self.inside)])
         return _resample(window, self.size)
 
-    @property
-    def _untilted(self) -> Geometry:
-        """The whole window, on a grid so fine that nothing is shrunk any more on the way from it to the network's."""
-        a, b, _, d, e, _ = self.affine or (1, 0, 0, 0, 1, 0)
-        return replace(self, size=round(self.size / max(math.hypot(a, d), math.hypot(b, e))), affine=None)
-
-    def _turned(self, window: Pixels) -> Pixels:
-        """What the field of view shows of a window f32 [S, S], f32 [size, size]."""
-        return _warp(window, self.affine or (1, 0, 0, 0, 1, 0), self.size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
+    def _turned(self, affine: Affine, shown: Callable[[Geometry], Pixels]) -> Pixels:
+        """What the field of view shows, f32 [size, size], of what `shown` makes of the whole window, which is given to
+        it with a grid so fine that nothing is shrunk any more on the way from it to the network's."""
+        a, b, _, d, e, _ = affine
+        window = replace(self, size=round(self.size / max(math.hypot(a, d), math.hypot(b, e))), affine=None)
+        return _warp(shown(window), affine, self.size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
 
     @property
     def _large(self) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lungscope.errors import DataError, look_up
+from lungscope.stages.severity import NORMAL
 
 LAYOUTS = ("auto", "radiography", "folder", "csv")
 CSV_COLUMNS = ("path", "label", "mask", "patient", "source")
-NORMAL, LUNG_OPACITY, VIRAL_PNEUMONIA = "Normal", "Lung Opacity", "Viral Pneumonia"
+LUNG_OPACITY, VIRAL_PNEUMONIA = "Lung Opacity", "Viral Pneumonia"
 
 #: Labels of the COVID-19 Radiography Database by its folder names (lower case, letters and digits only), in its order.
 RADIOGRAPHY_CLASSES = {

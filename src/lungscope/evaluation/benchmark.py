@@ -493,42 +493,34 @@ def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
 
 
 def _controls(cells: Sequence[dict[str, Any]]) -> Table:
-    rows, inputs = [], _inputs(cells)
-    for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
-        of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
-        accuracies = (
-            with_interval(of[shown]["test"]["accuracy"], of[shown]["test"]["intervals"]["accuracy"])
-            if shown in of
-            else "–"
-            for shown in inputs
-        )
-        gap = _gap(of["background"], of["lungs"]) if {"background", "lungs"} <= set(of) else "–"
-        rows.append((_label(next(iter(of.values()))), *accuracies, gap))
-    columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs [95 %]")
     note = (
         "One budget for all. A background that tells as much as the lungs means that what is learnt easily on this "
         "data is not about lungs."
     )
-    return Table("What the networks see: lungs, film, background", columns, tuple(rows), note)
+    return _seen("What the networks see: lungs, film, background", cells, note)
 
 
 def _within_sources(cells: Sequence[dict[str, Any]]) -> Iterable[Table]:
     """For each source that has films of several classes, what tells them apart there."""
-    inputs = _inputs(cells)
     for source, labels in _mixed_sources(cells).items():
-        rows = []
-        for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
-            of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
-            accuracies = (_accuracy_within(of[shown], source) if shown in of else "–" for shown in inputs)
-            gap = _gap(of["background"], of["lungs"], source) if {"background", "lungs"} <= set(of) else "–"
-            rows.append((_label(next(iter(of.values()))), *accuracies, gap))
         films = sum(_source(film) == source for film in cells[0]["test"]["per_film"])
-        columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs")
         note = (
             f"The {films} films of this one source, {' and '.join(labels)}: what differs between sources can not tell "
             "them apart."
         )
-        yield Table(f"Within one source: {source}", columns, tuple(rows), note)
+        yield _seen(f"Within one source: {source}", cells, note, source)
+
+
+def _seen(title: str, cells: Sequence[dict[str, Any]], note: str, source: str | None = None) -> Table:
+    """How right each network is by what it sees; on the films of `source` alone where it is given."""
+    rows, inputs = [], _inputs(cells)
+    for key in dict.fromkeys((cell["network"], cell["seed"]) for cell in cells):
+        of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
+        accuracies = (_accuracy(of[shown], source) if shown in of else "–" for shown in inputs)
+        gap = _gap(of["background"], of["lungs"], source) if {"background", "lungs"} <= set(of) else "–"
+        rows.append((_label(next(iter(of.values()))), *accuracies, gap))
+    columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs [95 %]")
+    return Table(title, columns, tuple(rows), note)
 
 
 def _inputs(cells: Sequence[dict[str, Any]]) -> list[Input]:
@@ -544,7 +536,9 @@ def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return {name: sorted(labels) for name, labels in sorted(classes.items()) if name and len(labels) > 1}
 
 
-def _accuracy_within(cell: dict[str, Any], source: str) -> str:
+def _accuracy(cell: dict[str, Any], source: str | None) -> str:
+    if source is None:
+        return with_interval(cell["test"]["accuracy"], cell["test"]["intervals"]["accuracy"])
     films = [film for film in cell["test"]["per_film"] if _source(film) == source]
     right = [float(film["label"] == film["predicted"]) for film in films]
     interval = bootstrap_mean(right, [film["group"] for film in films])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ class MaskedFilms(Dataset[tuple[Tensor, Tensor, int, bool]]):
         self.items = [(s, i) for s, (store, indices) in enumerate(chosen) for i in indices if store.records[i].mask]
         kinds = [(s, self.stores[s].records[i].label) for s, i in self.items]
         self.clear = sum(label == NORMAL for _, label in kinds)
-        number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
-        self.strata = [number[kind] for kind in kinds]
+        self.strata = _numbered(kinds)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -60,9 +59,7 @@ class LabelledViews(Dataset[tuple[Tensor, int]]):
 
     @property
     def by_source(self) -> list[int]:
-        kinds = list(zip(self.strata, self.sources, strict=True))
-        number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
-        return [number[kind] for kind in kinds]
+        return _numbered(list(zip(self.strata, self.sources, strict=True)))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -71,6 +68,12 @@ class LabelledViews(Dataset[tuple[Tensor, int]]):
         i = self.indices[n]
         view = equalised(self.views[i]) if self.equalise else self.views[i].copy()
         return torch.from_numpy(view[None]), int(self.labels[i])
+
+
+def _numbered(kinds: Sequence[Hashable]) -> list[int]:
+    """The number of each item's kind, in the order in which kinds first come."""
+    number = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
+    return [number[kind] for kind in kinds]
 
 
 class EpochSampler(Sampler[int]):
