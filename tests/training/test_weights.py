@@ -83,6 +83,27 @@ def test_an_encoder_goes_into_another_decoder(tmp_path: Path) -> None:
         load_weights(build_segmenter("unet-mobilenetv2"), tmp_path / "class.safetensors", encoder_only=True)
 
 
+@pytest.mark.parametrize(("name", "last"), [("efficientnetlite0", "blocks"), ("inceptionresnetv2", "block8")])
+def test_a_segmenters_encoder_goes_into_a_classifier(tmp_path: Path, name: str, last: str) -> None:
+    side = 96
+    trained = used(build_segmenter(f"linknet-{name}"))
+    save_weights(trained, tmp_path / "lungs.safetensors", {})
+    to_onnx(SegmenterGraph(trained), side, tmp_path / "lungs.onnx", ["probability"])
+    encoder = trained.get_submodule("encoder")
+    encoder = encoder.get_submodule("model") if hasattr(encoder, "model") else encoder
+    for path in (tmp_path / "lungs.safetensors", tmp_path / "lungs.onnx"):
+        network = build_classifier(name, classes=3, size=side)
+        head = {key: tensor.clone() for key, tensor in network.state_dict().items() if "classif" in key}
+        load_weights(network, path, encoder_only=True)
+        torch.testing.assert_close({key: network.state_dict()[key] for key in head}, head, rtol=0, atol=0)
+        torch.testing.assert_close(
+            network.get_submodule(last).state_dict(), encoder.get_submodule(last).state_dict(), rtol=0, atol=0
+        )
+    other = build_classifier("resnet50", classes=3, size=side)
+    with pytest.raises(RecipeError, match=r"lungs\.safetensors does not fit this network"):
+        load_weights(other, tmp_path / "lungs.safetensors", encoder_only=True)
+
+
 def test_a_graph_with_folded_weights_is_refused(tmp_path: Path) -> None:
     kernel = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "onnx::Conv_7")
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("image", "y")]

@@ -42,6 +42,10 @@ Initial = Annotated[
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Start from weights trained on ImageNet (extra `imagenet`).")
 ]
+Encoder = Annotated[
+    Path | None,
+    typer.Option("--encoder", help="Start from a segmenter's encoder with the same layers: .safetensors or .onnx."),
+]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Devices = Annotated[int, typer.Option("--devices", min=1)]
 Nodes = Annotated[int, typer.Option("--num-nodes", min=1)]
@@ -60,9 +64,7 @@ def segmenter(
     seed: Seed = 0,
     initial: Initial = None,
     pretrained: Pretrained = False,
-    encoder: Annotated[
-        Path | None, typer.Option("--encoder", help="Start the encoder alone, from a segmenter with the same encoder.")
-    ] = None,
+    encoder: Encoder = None,
     accelerator: Accelerator = "auto",
     devices: Devices = 1,
     num_nodes: Nodes = 1,
@@ -71,17 +73,15 @@ def segmenter(
     json_: Json = False,
 ) -> None:
     """Train a lung segmenter on the films that have a lung mask."""
-    if (initial is not None) + (encoder is not None) + pretrained > 1:
-        raise UsageError("--initial, --encoder and --pretrained each say what to start from. Give one of them.")
     _log_to_terminal()
     chosen = _recipe(recipe, network)
-    initial = imagenet_weights(chosen.network) if pretrained else initial
+    start = _start(chosen, initial, encoder, pretrained)
     weights = train_segmenter(
         chosen,
         _open(data, split),
         out,
         seed=seed,
-        initial=initial or encoder,
+        initial=start,
         encoder_only=encoder is not None,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
     )
@@ -112,6 +112,7 @@ def classifier(
     seed: Seed = 0,
     initial: Initial = None,
     pretrained: Pretrained = False,
+    encoder: Encoder = None,
     accelerator: Accelerator = "auto",
     devices: Devices = 1,
     num_nodes: Nodes = 1,
@@ -120,12 +121,11 @@ def classifier(
     json_: Json = False,
 ) -> None:
     """Train a classifier on segmented lungs, or on one of the controls (whole film, background only)."""
-    if initial is not None and pretrained:
-        raise UsageError("--initial and --pretrained both say what to start from. Give one of them.")
     _log_to_terminal()
     look_up(input_, INPUTS, what="input")
     shown: Input = next(known for known in INPUTS if known == input_)
     chosen = _recipe(recipe, network)
+    start = _start(chosen, initial, encoder, pretrained)
     weights = train_classifier(
         chosen,
         _open(data, split),
@@ -133,7 +133,8 @@ def classifier(
         out,
         view=view_spec(shown, chosen, crop, equalised=equalise, aligned=align),
         seed=seed,
-        initial=imagenet_weights(chosen.network) if pretrained else initial,
+        initial=start,
+        encoder_only=encoder is not None,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
     )
     _finish(weights, json_)
@@ -171,6 +172,13 @@ def average(
 def _recipe(name: str, network: str | None) -> Recipe:
     recipe = load_recipe(name)
     return recipe if network is None else dataclasses.replace(recipe, network=network)
+
+
+def _start(recipe: Recipe, initial: Path | None, encoder: Path | None, pretrained: bool) -> Path | None:
+    """The file of the weights to start from; None for random ones."""
+    if (initial is not None) + (encoder is not None) + pretrained > 1:
+        raise UsageError("--initial, --encoder and --pretrained each say what to start from. Give one of them.")
+    return imagenet_weights(recipe.network) if pretrained else initial or encoder
 
 
 def _open(data: list[Path], split: list[Path]) -> list[tuple[Store, Split]]:

@@ -135,9 +135,11 @@ def train_classifier(
     seed: int,
     hardware: Hardware,
     initial: Path | None = None,
+    encoder_only: bool = False,
 ) -> Path:
     """Train `recipe.network` on the train parts, seeing `view` (None: the lungs as `view_spec` has them), with lungs
-    found by `bundle`'s segmenter.
+    found by `bundle`'s segmenter. initial: weights to start from; with `encoder_only` a segmenter's, of which nothing
+    is taken but the encoder.
 
     Returns the path of `folder/weights.safetensors`; the JSON beside it names the labels and the view. Raises
     RecipeError or DataError where recipe and data do not fit.
@@ -158,7 +160,7 @@ def train_classifier(
     strata = strata_of(train, recipe)
     if strata != train.strata:
         facts["strata"] = hashlib.sha256(json.dumps(strata).encode()).hexdigest()
-    run = Run(recipe, folder, seed, hardware, train, val, strata, facts, initial)
+    run = Run(recipe, folder, seed, hardware, train, val, strata, facts, initial, encoder_only)
     return run.fit(
         lambda size: build_classifier(
             recipe.network, classes=len(names), size=size, drop=recipe.drop, drop_path=recipe.drop_path

@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 #: Under which name an exported graph holds the network whose outputs it wraps.
 PREFIX = "network."
-#: What the names of a segmenter's encoder begin with, whatever its decoder (segmentation-models-pytorch).
+#: What the names of a segmenter's encoder begin with, whatever its decoder (segmentation-models-pytorch), and what
+#: comes between that and timm's own names where the encoder is one of timm's.
 ENCODER = "encoder."
+OF_TIMM = "model."
 #: And the last layer of its decoder, one row a map.
 MAPS = "segmentation_head."
 #: What marks a tensor that is stored as f16 and cast back when the graph is loaded.
@@ -60,7 +62,8 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
 
     path: `.safetensors` of a run; `.onnx` of a bundle, where parameters that the exported graph does not use stay as
     they are; or `.pth` of `imagenet_weights`, where the last layer and a segmenter's decoder do. encoder_only: take a
-    segmenter's encoder and leave the decoder as it is. Weights of a segmenter that finds lungs alone fit one that finds
+    segmenter's encoder alone, into a segmenter with another decoder or a classifier with the same layers; what else the
+    network has stays as it is. Weights of a segmenter that finds lungs alone fit one that finds
     opacity, too, whose second map stays as it is. Raises RecipeError for a file of another network, encoder or
     number of classes.
     """
@@ -73,6 +76,8 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
         state = {name: tensor for name, tensor in state.items() if name.startswith(ENCODER)}
         if not state:
             raise RecipeError(f"{path} holds no encoder. Give the weights of a segmenter")
+        if not any(name.startswith(ENCODER) for name in network.state_dict()):
+            state = {name.removeprefix(ENCODER).removeprefix(OF_TIMM): tensor for name, tensor in state.items()}
     if onnx_file or encoder_only:
         state = {**network.state_dict(), **state}
     own = network.state_dict()
