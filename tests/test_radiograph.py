@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lungscope import radiograph
-from lungscope.radiograph import Geometry, box, in_bands
+from lungscope.radiograph import Geometry, box
 
 RANDOM = np.random.default_rng(0)
 
@@ -40,15 +39,6 @@ def test_a_large_window_beyond_the_film_holds_black_there(place: tuple[int, int,
     np.testing.assert_allclose(Geometry(film.shape, *place, 96).to_network(film), expected, atol=1e-6)
 
 
-def test_bands_hold_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(radiograph, "cores", lambda: 6)
-    film = RANDOM.random((1200, 1000), dtype=np.float32)
-    bands = in_bands(lambda band: band, film)
-    assert len(bands) == 6
-    np.testing.assert_array_equal(np.concatenate(bands), film)
-    assert len(in_bands(lambda band: band, film[:10])) == 1, "a small film is not worth a thread"
-
-
 def test_what_is_masked_leaves_no_trace() -> None:
     film = RANDOM.random((90, 70), dtype=np.float32)
     mask = RANDOM.random(film.shape) < 0.5
@@ -65,6 +55,27 @@ def test_a_map_at_some_places_is_the_whole_map_there(shape: tuple[int, int], cel
     found = geometry.at(grid, rows, columns)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, geometry.to_source(grid)[np.ix_(rows, columns)], atol=1e-5)
+
+
+@pytest.mark.parametrize("cells", [6, 150, 400])
+@pytest.mark.parametrize("turn", [None, 9.0])
+def test_a_map_in_bands_and_its_sum_are_those_of_the_whole_map(cells: int, turn: float | None) -> None:
+    if turn is None:
+        geometry = Geometry((310, 290), -20, 15, 330, 32)
+    else:
+        geometry = Geometry.along(*lungs(turn, 50, 55, (150, 160))[1:], 64, 0.6)
+        assert geometry.top < 0, "the window reaches beyond the film"
+    grid = RANDOM.random((cells, cells), dtype=np.float32)
+    whole, (height, width) = geometry.to_source(grid), geometry.source_shape
+    assert geometry.total(grid) == pytest.approx(whole.sum(dtype=np.float64), rel=1e-5)
+    left = geometry.inside[1].start
+    for part in (geometry.inside, (slice(31, 250), slice(left + 7, 280)), (slice(0, 0), slice(0, 0))):
+        bands = list(geometry.bands(grid, part))
+        assert [row for rows, _ in bands for row in range(rows.start, rows.stop)] == list(range(height))[part[0]]
+        assert all(band.shape[1] == len(range(width)[part[1]]) and band.dtype == np.float32 for _, band in bands)
+        found = [band for _, band in bands if band.size]
+        if found:
+            np.testing.assert_allclose(np.concatenate(found), whole[part], atol=1e-5)
 
 
 @pytest.mark.parametrize("pixels", [(), ((3, 5),), ((0, 1), (6, 2)), ((2, 0), (2, 8))])

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from lungscope.hardware import cores
 
 Pixels = NDArray[np.float32]
 #: Rows and columns of a film.
 Box = tuple[slice, slice]
 #: (a, b, c, d, e, f): takes (x, y) to (a x + b y + c, d x + e y + f).
 Affine = tuple[float, float, float, float, float, float]
-Result = TypeVar("Result")
 
-#: Pixels from which work on two cores is done sooner than on one, in spite of starting threads for it.
+#: Pixels of a window from which it is shrunk row by row.
 _LARGE = 2**20
 #: Degrees by which a film is turned at most, so that both lungs stand level. Where they lie further apart it is not for
 #: how the patient stood.
 _MOST_TILT = 20.0
 #: How many rows of a shrunk film are computed together: so few that their part of the film stays in a core's cache.
 _TOGETHER = 4
+#: And of a grown map.
+_BAND = 64
+#: Multiplications up to which OpenBLAS computes a product on one thread, whatever the processor.
+_ALONE = 2**18
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ class Geometry:
                 part = lit
             here, there = np.arange(start, stop), np.arange(begin, end)[:, None]
             share = np.minimum(here + 1, (there + 1) * step) - np.maximum(here, there * step)
-            along[begin:end, columns] = np.maximum(share / step, 0).astype(np.float32) @ part
+            along[begin:end, columns] = _product(np.maximum(share / step, 0).astype(np.float32), part)
         return np.asarray(cv2.resize(along, (self.size, self.size), interpolation=cv2.INTER_AREA), np.float32)
 
     @property
@@ -226,21 +224,55 @@ class Geometry:
     def at(self, grid: Pixels, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> Pixels:
         """A map over the network's field of view, [h, w] with h = w of any size, at the crossings of rows and columns
         of the film, which must be `inside`: f32 [len(rows), len(columns)], as `to_window` has it there."""
-        if grid.shape[0] > self.side or self.affine is not None:
+        if not self._grows(grid):
             return np.asarray(self.to_window(grid)[np.ix_(rows - self.top, columns - self.left)], np.float32)
-        grid = np.asarray(grid, np.float32)
-
-        def between(places: NDArray[np.integer], start: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Pixels]:
-            last = grid.shape[0] - 1
-            exact = np.clip((places - start + 0.5) * (grid.shape[0] / self.side) - 0.5, 0, last)
-            low = np.floor(exact).astype(np.intp)
-            return low, np.minimum(low + 1, last), (exact - low).astype(np.float32)
-
-        low, high, share = between(rows, self.top)
+        low, high, share = self._between(rows - self.top, len(grid))
         along = grid[low] + share[:, None] * (grid[high] - grid[low])
-        low, high, share = between(columns, self.left)
+        low, high, share = self._between(columns - self.left, len(grid))
         before = along[:, low]
         return np.asarray(before + share * (along[:, high] - before), np.float32)
+
+    def bands(self, grid: Pixels, part: Box) -> Iterator[tuple[slice, Pixels]]:
+        """`at` all rows and columns of `part`, some rows after the others, so that they stay in a core's cache: which
+        rows of the film, and f32 [rows, columns]."""
+        rows, columns = part
+        if not self._grows(grid):
+            yield rows, self.to_window(grid)[self.in_window(part)]
+            return
+        down = self._counts(np.arange(rows.start, rows.stop) - self.top, len(grid))
+        along = _product(grid, self._counts(np.arange(columns.start, columns.stop) - self.left, len(grid)).T)
+        for start in range(0, len(down), _BAND):
+            band = _product(down[start : start + _BAND], along)
+            yield slice(rows.start + start, rows.start + start + len(band)), band
+
+    def total(self, grid: Pixels) -> float:
+        """The sum of `at` all rows and columns that are `inside`."""
+        if not self._grows(grid):
+            return cv2.sumElems(self.to_window(grid)[self.in_window(self.inside)])[0]
+        down, along = (
+            self._counts(np.arange(part.start, part.stop), len(grid)).sum(axis=0, dtype=np.float64)
+            for part in self.in_window(self.inside)
+        )
+        return float(down @ grid @ along)
+
+    def _grows(self, grid: Pixels) -> bool:
+        """Whether a map comes to the window by growing alone."""
+        return self.affine is None and len(grid) <= self.side
+
+    def _between(self, places: NDArray[np.integer], cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Pixels]:
+        """Which two of `cells` in a row places of the window lie between, in pixels from its edge, and how far on the
+        way from the one to the other, 0..1."""
+        exact = np.clip((places + 0.5) * (cells / self.side) - 0.5, 0, cells - 1)
+        low = np.floor(exact).astype(np.intp)
+        return low, np.minimum(low + 1, cells - 1), (exact - low).astype(np.float32)
+
+    def _counts(self, places: NDArray[np.integer], cells: int) -> Pixels:
+        """How much each of `cells` counts at `places`, as `_between` has it: f32 [len(places), cells]."""
+        low, high, share = self._between(places, cells)
+        counts, each = np.zeros((len(places), cells), np.float32), np.arange(len(places))
+        counts[each, low] = 1 - share
+        counts[each, high] += share
+        return counts
 
     def to_source(self, grid: Pixels) -> Pixels:
         """Resample a map over the network's field of view, [h, w] with h = w of any size, to f32 [H, W]; 0 outside
@@ -253,21 +285,14 @@ class Geometry:
         return out
 
 
-def by_rows(work: Callable[[slice], Result], shape: tuple[int, ...]) -> list[Result]:
-    """What `work` makes of bands of rows of a large grid of `shape` (H, W), from the top, one a core, computed side by
-    side; of a small one, all rows."""
-    count = cores() if shape[0] * shape[1] >= _LARGE else 1
-    edges = [shape[0] * number // count for number in range(count + 1)]
-    bands = [slice(*edge) for edge in pairwise(edges)]
-    if count == 1:
-        return [work(bands[0])]
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, bands))
-
-
-def in_bands(work: Callable[[Pixels], Result], grid: Pixels) -> list[Result]:
-    """`by_rows` of `grid` [H, W], where `work` is given the rows themselves."""
-    return by_rows(lambda band: work(grid[band]), grid.shape)
+def _product(one: Pixels, other: Pixels) -> Pixels:
+    """The matrix product, in parts so small that BLAS leaves them to this thread. Threads of its own would keep their
+    cores for some 50 ms more, waiting for the next product, while the networks want them."""
+    found = np.empty((len(one), other.shape[1]), np.float32)
+    width = max(1, _ALONE // max(1, one.size))
+    for start in range(0, found.shape[1], width):
+        found[:, start : start + width] = one @ other[:, start : start + width]
+    return found
 
 
 def _middle(mask: NDArray[np.bool_]) -> tuple[float, float]:

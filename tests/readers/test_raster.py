@@ -231,6 +231,28 @@ def test_grey_png_of_every_filter_is_read_exactly(tmp_path: Path, kind: int, int
     assert read(path).pixels == pytest.approx(pixels / (2**bits - 1), abs=1e-6)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+XMP = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/>'
+
+
+@pytest.mark.parametrize(
+    ("text", "is_turned"),
+    [
+        (chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + XMP), True),
+        (chunk(b"tEXt", b"Comment\0" + b"XML:com.adobe.xmp" + bytes(5) + XMP), False),
+    ],
+)
+def test_what_text_in_a_png_says_of_orientation_is_applied(tmp_path: Path, text: bytes, is_turned: bool) -> None:
+    plain = grey_png(GREY, 2)
+    path, end_of_header = tmp_path / "film.png", 33
+    path.write_bytes(plain[:end_of_header] + text + plain[end_of_header:])
+    expected = GREY[::-1, ::-1] if is_turned else GREY
+    np.testing.assert_allclose(read(path).pixels, expected / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_grey_png_whose_sums_do_not_fit_is_refused(tmp_path: Path, bits: int) -> None:
     good = grey_png(as_integers(CHEST, bits).astype(f"u{bits // 8}"), 1)

@@ -31,8 +31,9 @@ COLOURED_SHARE = 0.01
 
 #: Pixels up to which no other thread of Python runs while a PNG is decoded: a few hundredths of a second.
 _QUICK = 2**24
-#: Where a PNG may say how it is to be turned: the Exif chunk, and the keys of text chunks.
-_TURNED_BY = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+#: Where a PNG may say how it is to be turned, besides the Exif chunk: the keys of text chunks, and these chunks' types.
+_TURNED_BY = (b"Raw profile type", b"XML:com.adobe.xmp")
+_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
@@ -109,7 +110,18 @@ def _is_plain_grey(image: Image.Image, data: bytes) -> bool:
     """Whether a PNG is grey of 8 or 16 bits, without transparency and word of how it is to be turned, and not so large
     that other threads should not wait for it."""
     grey = (image.mode, data[24]) in (("L", 8), ("I;16", 16)) and image.width * image.height <= _QUICK
-    return grey and "transparency" not in image.info and not any(key in data for key in _TURNED_BY)
+    return grey and "transparency" not in image.info and not _may_be_turned(data)
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a chunk of a PNG may say how it is to be turned (PNG, third edition, 5.3: length, type, data, CRC)."""
+    start = 8
+    while start < len(data):
+        kind = data[start + 4 : start + 8]
+        if kind == b"eXIf" or (kind in _TEXT and data.startswith(_TURNED_BY, start + 8)):
+            return True
+        start += 12 + int.from_bytes(data[start : start + 4], "big")
+    return False
 
 
 def _grey_png(data: bytes, size: tuple[int, int], bits: int) -> Samples:

@@ -7,12 +7,12 @@ For a head of average pooling and one linear layer, Grad-CAM's map is the class 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 
-from lungscope.radiograph import Pixels, by_rows
+from lungscope.radiograph import Pixels
 from lungscope.stages.classification import Classification
 from lungscope.stages.segmentation import LungMask
 
@@ -40,34 +40,21 @@ class Saliency:
 def localize(classification: Classification, lungs: LungMask) -> Saliency:
     """Bring the positive part of the predicted class's map to the source grid, and keep what lies in the lungs."""
     evidence = np.maximum(classification.cam[classification.index], 0)
-    geometry = classification.geometry
-    window, around, lung = geometry.to_window(evidence), geometry.inside, lungs.box
-    kept = np.zeros(lungs.mask.shape, np.float32)
-    shown, mask, inside = window[geometry.in_window(lung)], lungs.mask[lung].view(np.uint8), kept[lung]
-
-    def keep(rows: slice) -> _Band:
-        cv2.copyTo(shown[rows], mask[rows], inside[rows])
-        _, largest, _, (column, row) = cv2.minMaxLoc(inside[rows])
-        return _Band(rows.stop - rows.start, cv2.sumElems(inside[rows])[0], largest, (row, column))
-
-    total = cv2.sumElems(window[geometry.in_window(around)])[0]
-    bands = by_rows(keep, inside.shape)
-    first = max(range(len(bands)), key=lambda number: bands[number].largest)
-    value, (row, column) = bands[first].largest, bands[first].place
-    above = sum(band.rows for band in bands[:first])
+    mask, columns = lungs.mask.view(np.uint8), lungs.box[1]
+    kept = np.zeros(mask.shape, np.float32)
+    peak, largest, total = None, 0.0, 0.0
+    for rows, band in classification.geometry.bands(evidence, lungs.box):
+        inside = kept[rows, columns]
+        cv2.copyTo(band, mask[rows, columns], inside)
+        total += cv2.sumElems(inside)[0]
+        _, value, _, (column, row) = cv2.minMaxLoc(inside)
+        if value > largest:
+            peak, largest = (rows.start + row, columns.start + column), value
+    everywhere = classification.geometry.total(evidence)
     return Saliency(
         map=kept,
         label=classification.label,
-        peak=(lung[0].start + above + row, lung[1].start + column) if value > 0 else None,
-        peak_value=value,
-        fraction_in_lungs=sum(band.total for band in bands) / total if total > 0 else None,
+        peak=peak,
+        peak_value=largest,
+        fraction_in_lungs=min(1.0, total / everywhere) if everywhere > 0 else None,
     )
-
-
-class _Band(NamedTuple):
-    """Rows of a map: how many, the sum of their values, the largest one and where in the band it is."""
-
-    rows: int
-    total: float
-    largest: float
-    place: tuple[int, int]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.errors import QualityError, UnsupportedImageError
-from lungscope.radiograph import Pixels, Radiograph, in_bands
+from lungscope.radiograph import Pixels, Radiograph
 
 #: Short side in pixels. Below the first a rib is narrower than a pixel; the second is what the training films have.
 MIN_SIDE, GOOD_SIDE = 64, 224
@@ -158,7 +158,7 @@ def _histogram(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def _check_greys(pixels: Pixels, name: str, warn: Callable[[str, str], None]) -> tuple[float, float, float]:
-    counts = np.sum(in_bands(_histogram, pixels), axis=0, dtype=np.float64)
+    counts = _histogram(pixels).astype(np.float64)
     share = np.cumsum(counts) / pixels.size
     low, high = (int(np.searchsorted(share, quantile)) for quantile in (0.01, 0.99))
     spread = (high - low) / (LEVELS - 1)
