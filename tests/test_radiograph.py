@@ -39,6 +39,26 @@ def test_a_large_window_beyond_the_film_holds_black_there(place: tuple[int, int,
     np.testing.assert_allclose(Geometry(film.shape, *place, 96).to_network(film), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("frame", [(0, 0, 0, 0), (40, 40, 40, 40), (90, 0, 0, 0), (0, 31, 0, 8), (7, 0, 60, 1)])
+def test_a_black_frame_changes_nothing(frame: tuple[int, int, int, int]) -> None:
+    film = 0.1 + 0.9 * RANDOM.random((150, 120), dtype=np.float32)
+    film[40:60] = 0  # inside the film black is black
+    above, below, before, behind = frame
+    framed = np.pad(film, ((above, below), (before, behind)))
+    framed += 0.03 * (framed == 0)  # noise
+    framed[3:5, 3:5] = np.maximum(framed[3:5, 3:5], 0.9)  # a marker
+    film = framed[above : above + 150, before : before + 120]
+    plain, found = Geometry.of_film(film, 32), Geometry.of_film(framed, 32)
+    assert (found.top - above, found.left - before, found.side) == (plain.top, plain.left, plain.side)
+    assert plain == Geometry.letterbox(film.shape, 32)
+    inside = found.to_source(np.ones((4, 4), np.float32))
+    assert inside[above : above + 150, before : before + 120].min() == 1
+
+
+def test_a_film_that_is_black_all_over_is_its_own_frame() -> None:
+    assert Geometry.of_film(np.zeros((90, 70), np.float32), 32) == Geometry.letterbox((90, 70), 32)
+
+
 def test_what_is_masked_leaves_no_trace() -> None:
     film = RANDOM.random((90, 70), dtype=np.float32)
     mask = RANDOM.random(film.shape) < 0.5

@@ -22,6 +22,9 @@ _LARGE = 2**20
 #: Degrees by which a film is turned at most, so that both lungs stand level. Where they lie further apart it is not for
 #: how the patient stood.
 _MOST_TILT = 20.0
+#: How bright black may be, for what JPEG leaves beside an edge, and what share of a black line may be brighter, for a
+#: side marker.
+_BLACK, _FRAME = 10 / 255, 0.02
 #: How many rows of a shrunk film are computed together: so few that their part of the film stays in a core's cache.
 _TOGETHER = 4
 #: And of a grown map.
@@ -62,6 +65,12 @@ class Radiograph:
         height, width = self.pixels.shape
         return height, width
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether the file says that its rows run towards the patient's right (Patient Orientation, PS3.3
+        C.7.6.1.1.1): then the patient's right is on the image's right, else on its left."""
+        return self.source.tags.get("PatientOrientation", "").upper().startswith("R")
+
 
 def box(mask: NDArray[np.bool_]) -> Box:
     """The rows and columns of the smallest box that holds all set pixels of `mask` [H, W]; both empty without any."""
@@ -94,6 +103,19 @@ class Geometry:
         height, width = shape
         side = max(height, width)
         return cls((height, width), (height - side) // 2, (width - side) // 2, side, size)
+
+    @classmethod
+    def of_film(cls, pixels: Pixels, size: int) -> Geometry:
+        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black frame that a collimator or a
+        program may have put around it: rows and columns at its edges of which `_FRAME` or less is brighter than
+        `_BLACK`."""
+        top, bottom = _frame(pixels), len(pixels) - _frame(pixels[::-1])
+        if top >= bottom:
+            return cls.letterbox((len(pixels), pixels.shape[1]), size)
+        inside = pixels[top:bottom].T
+        left, right = _frame(inside), len(inside) - _frame(inside[::-1])
+        part = cls.letterbox((bottom - top, right - left), size)
+        return replace(part, source_shape=(len(pixels), pixels.shape[1]), top=part.top + top, left=part.left + left)
 
     @classmethod
     def around(cls, mask: NDArray[np.bool_], size: int, margin: float) -> Geometry:
@@ -283,6 +305,14 @@ class Geometry:
         out = np.zeros(self.source_shape, np.float32)
         out[self.inside] = part
         return out
+
+
+def _frame(lines: Pixels) -> int:
+    """How many lines of pixels [N, L] are black before the first one that is not."""
+    for number, line in enumerate(lines):
+        if np.count_nonzero(line > _BLACK) > _FRAME * len(line):
+            return number
+    return len(lines)
 
 
 def _product(one: Pixels, other: Pixels) -> Pixels:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 from pydicom import Dataset, dcmread
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 
 from films import draw, radiograph
@@ -51,7 +52,7 @@ def deidentified(analyzer: Analyzer, folder: Path, item: Dataset) -> dict[str, b
     path = folder / "film.dcm"
     path.write_bytes(encode(item))
     report = analyzer.analyze(path)
-    return {kind: encode(made) for kind, made in Deidentifier(b"key").apply(objects(report), report).items()}
+    return {kind: encode(made) for kind, made in Deidentifier(b"key").objects(report).items()}
 
 
 def test_nothing_of_the_patient_is_left(left: dict[str, bytes]) -> None:
@@ -65,6 +66,28 @@ def test_nothing_of_the_patient_is_left(left: dict[str, bytes]) -> None:
         dates = {element.value for element in item.iterall() if element.VR in ("DA", "DT")}
         assert dates <= {"", "19000101", "19000101000000"}, "not even when it was analysed"
         assert not any(element.tag.is_private for element in item.iterall())
+
+
+def test_nothing_of_what_the_standards_table_does_not_list_is_left(analyzer: Analyzer, tmp_path: Path) -> None:
+    """A secret in every attribute of the dictionary that can hold one, but those that say what the pixels are."""
+    elements: dict[str, object] = {}
+    for number, (vr, _, _, retired, keyword) in DicomDictionary.items():
+        if 0x0008 <= number >> 16 <= 0x0040 and number >> 16 not in (0x0028, 0x0018) and not retired and keyword:
+            if vr in ("LO", "LT", "SH", "ST", "UC", "UT", "PN", "CS"):
+                elements[keyword] = "SECRET"
+            elif vr == "SQ":
+                item = Dataset()
+                item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "SECRET", "SECRET", "SECRET"
+                item.LocalNamespaceEntityID = "SECRET"
+                elements[keyword] = [item]
+    kept = {"Modality": "CR", "BurnedInAnnotation": "NO", "SpecificCharacterSet": "ISO_IR 100", "ViewPosition": "PA"}
+    elements = {key: value for key, value in elements.items() if key != "ViewCodeSequence"} | kept
+    elements |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "SECRET"}
+    left = deidentified(analyzer, tmp_path, film(1, **elements))
+    assert len(left) == 4
+    for kind, data in left.items():
+        left_over = [element.keyword for element in dcmread(BytesIO(data)).iterall() if element.value == "SECRET"]
+        assert not left_over and b"SECRET" not in data, kind
 
 
 def test_the_secrets_were_there(analyzer: Analyzer, tmp_path: Path) -> None:

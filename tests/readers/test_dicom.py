@@ -11,14 +11,16 @@ import pydicom.uid as uid
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
+from pydicom.tag import Tag
 from tests.corpus import WRITERS, as_integers, draw_chest, jpeg_lossless, make_dicom, save_dicom
 
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
 from lungscope.readers.common import MAX_BYTES
-from lungscope.readers.dicom import DECODERS, _jpeg_2000, grey_scale
+from lungscope.readers.dicom import DECODERS, _jpeg_2000, _look_up, grey_scale
 from lungscope.stages.quality import inspect
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -90,6 +92,69 @@ def test_a_modality_lut_comes_before_all(tmp_path: Path) -> None:
     assert how == "all of 0 to 65535"
 
 
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_lut_of_words_is_the_same_in_big_endian(tmp_path: Path, bits: int) -> None:
+    entries = [0, 200, 30, 255] if bits == 8 else [0, 4000, 100, 4095]
+    table = lut(1000, bits, entries)
+    if bits == 8:
+        table[0].LUTData = np.array(entries, np.uint8).tobytes()
+    expected = film(tmp_path, VOILUTSequence=table).pixels.ravel()
+    assert expected[[999, 1001, 1002, 1003]] == pytest.approx(np.array(entries) / (2**bits - 1))
+    table[0].LUTData = np.frombuffer(table[0].LUTData, np.uint16).byteswap().tobytes()
+    ds = make_dicom(RAMP.byteswap(), VOILUTSequence=table)
+    ds["PixelData"].VR = "OW"
+    path = tmp_path / "big.dcm"
+    ds.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian
+    ds.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(read(path).pixels.ravel(), expected)
+
+
+@pytest.mark.parametrize(("signed", "intercept", "first"), [(False, -2048, -500), (True, 40000, 40000)])
+def test_the_first_value_mapped_is_of_the_rescaled_range(
+    tmp_path: Path, signed: bool, intercept: int, first: int
+) -> None:
+    """Implicit VR does not say whether it is signed, and the stored samples do not, either (PS3.3 C.11.2.1.1)."""
+    stored = (RAMP.astype(np.int32) - 2048).astype(np.int16) if signed else RAMP
+    ds = make_dicom(stored, RescaleSlope=1, RescaleIntercept=intercept, VOILUTSequence=lut(first, 8, [0, 128, 255]))
+    ds.VOILUTSequence[0]["LUTDescriptor"].VR = "SS" if first < 0 else "US"
+    found = read(save_dicom(ds, tmp_path / "film.dcm", uid.ImplicitVRLittleEndian)).pixels.ravel()
+    at = first - intercept + 2048 * signed
+    assert found[at - 1 : at + 3] == pytest.approx([0, 0, 128 / 255, 1])
+
+
+def test_a_lut_may_have_more_entries_than_a_signed_number_can_count() -> None:
+    item = lut(-20000, 16, list(range(40000)))[0]
+    item.LUTDescriptor = [40000 - 2**16, -20000, 16]
+    values, _ = _look_up(np.array([-20000, 0, 19999]), item, swapped=False)
+    assert values.tolist() == [0, 20000, 39999]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text", "reason"),
+    [
+        ("PixelSpacing", "0,143\\0,143", None),
+        ("NominalScannedPixelSpacing", "\\", None),
+        ("ImagerPixelSpacing", "0.2x\\0.2", None),
+        ("WindowCenter", "12,5", "WindowCenter"),
+        ("RescaleSlope", "1,0", "RescaleSlope"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_optional_value_that_is_no_number_is_passed_over_or_named(
+    tmp_path: Path, keyword: str, text: str, reason: str | None
+) -> None:
+    good = {"ImagerPixelSpacing": [0.5, 0.5], "WindowCenter": 2048, "WindowWidth": 4096}
+    path = save_dicom(make_dicom(RAMP, **(good | {keyword: "7"} if keyword not in good else good)), tmp_path / "a.dcm")
+    ds = dcmread(path)
+    ds.add(RawDataElement(Tag(keyword), "DS", len(text), text.encode(), 0, False, True))
+    ds.save_as(path)
+    if reason is None:
+        assert read(path).spacing_mm == (None if keyword == "ImagerPixelSpacing" else (0.5, 0.5))
+    else:
+        with pytest.raises(UnreadableFileError, match=reason):
+            read(path)
+
+
 @pytest.mark.parametrize(
     ("photometric", "shape", "inverted", "warned"),
     [
@@ -129,6 +194,8 @@ def test_spacing_says_where_it_came_from(tmp_path: Path) -> None:
     scanned = film(tmp_path, ImagerPixelSpacing=None, NominalScannedPixelSpacing=scanner)
     assert (scanned.spacing_mm, scanned.spacing_origin) == ((0.4, 0.4), "NominalScannedPixelSpacing")
     assert film(tmp_path, ImagerPixelSpacing=None).spacing_mm is None
+    same = film(tmp_path, ImagerPixelSpacing=detector, PixelSpacing=detector)
+    assert (same.spacing_mm, same.spacing_origin) == ((0.2, 0.3), "ImagerPixelSpacing"), "not calibrated to the patient"
 
 
 def test_tags_do_not_name_the_patient(tmp_path: Path) -> None:

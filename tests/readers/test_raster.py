@@ -169,6 +169,16 @@ def test_signed_and_32_bit_integers_are_refused(tmp_path: Path) -> None:
         read(save(Image.fromarray(np.full((80, 80), 70000, np.int32)), tmp_path / "wide.tif"))
 
 
+def test_signed_eight_bits_are_refused(tmp_path: Path) -> None:
+    path = save(Image.fromarray(GREY), tmp_path / "film.tif", tiffinfo={339: 1})
+    data = bytearray(path.read_bytes())
+    entry = data.index(struct.pack("<HHI", 339, 3, 1))
+    data[entry + 8] = 2
+    path.write_bytes(data)
+    with pytest.raises(UnsupportedImageError, match=r"film\.tif.*signed"):
+        read(path)
+
+
 @pytest.mark.parametrize("side", [20_000, 9_200])
 def test_a_large_header_is_refused_before_decoding(tmp_path: Path, side: int) -> None:
     """9,200 squared is what Pillow itself would still decode."""

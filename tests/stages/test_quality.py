@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.sr._snomed_dict import mapping
+from pydicom.sr.codedict import codes as concepts
 from tests.corpus import draw_chest
 
 from lungscope.errors import QualityError, UnsupportedImageError
 from lungscope.radiograph import Pixels, Radiograph, Source
 from lungscope.readers import read
-from lungscope.stages.quality import LEVELS, InputCheck, _histogram, inspect
+from lungscope.stages.quality import LEVELS, SIDE_CODES, InputCheck, _histogram, inspect
 
 CHEST = draw_chest(256, 256, np.random.default_rng(4))
 
@@ -87,6 +89,23 @@ def test_view_codes_count_where_there_is_no_view_position() -> None:
     assert inspect(film(ViewPosition="LLD", ViewCodeMeaning="left lateral decubitus")).view == "LLD"
 
 
+@pytest.mark.parametrize("code", ["399067008", "R-10236", "399135007"])
+def test_a_view_code_counts_in_any_language(code: str) -> None:
+    with pytest.raises(UnsupportedImageError, match="seitlich"):
+        inspect(film(ViewCode=code, ViewCodeMeaning="seitlich"))
+    assert inspect(film(ViewCode="399348003", ViewCodeMeaning="a.p.")).warnings == ()
+
+
+def test_view_codes_are_those_of_the_standard() -> None:
+    """Both are for the same views, and none of them is frontal."""
+    views = {code.value: code.meaning for code in (getattr(concepts.cid4010, name) for name in concepts.cid4010.dir())}
+    old = {code: now for code, now in mapping["SRT"].items() if code in SIDE_CODES}
+    new = {code for code in SIDE_CODES if code.isdigit()}
+    assert set(old.values()) == new and len(old) + len(new) == len(SIDE_CODES)
+    words = ("lateral", "oblique", "axial", "sagittal")
+    assert all(any(word in views[code].lower() for word in words) for code in new)
+
+
 @pytest.mark.parametrize(
     ("tags", "code"),
     [
@@ -107,7 +126,17 @@ def test_chest_parts_are_not(part: str) -> None:
     assert inspect(film(BodyPartExamined=part)).warnings == ()
 
 
+def test_words_of_the_header_are_not_repeated() -> None:
+    """What warns goes into objects that leave without the patient."""
+    odd = film(BodyPartExamined="DOE JOHN", PatientOrientation="HERR\\DOE")
+    (warning,) = inspect(odd).warnings
+    assert warning.code == "not-chest" and "DOE" not in warning.message
+
+
 def test_pixels_that_are_not_square() -> None:
+    assert codes(inspect(film(PixelAspectRatio="1\\2"))) == ["pixels-not-square"]
+    assert codes(inspect(film(PixelAspectRatio="1\\1"))) == []
+    assert codes(inspect(film(PixelAspectRatio="1\\2", spacing=(0.2, 0.2)))) == []
     assert codes(inspect(film(spacing=(0.2, 0.3)))) == ["pixels-not-square"]
     assert codes(inspect(film(spacing=(0.2, 0.2)))) == []
 

@@ -40,6 +40,25 @@ def test_the_patients_right_is_on_the_images_left() -> None:
     assert not merged
 
 
+def test_a_film_that_says_that_it_is_mirrored_is_taken_at_its_word(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "bundle")
+    pixels = draw(lungs=["right"])
+    plain, mirrored = segment(root, pixels), segment(root, pixels, PatientOrientation="R\\F")
+    assert plain.right.any() and not plain.left.any()
+    np.testing.assert_array_equal(mirrored.left, plain.right)
+    assert not mirrored.right.any()
+    assert "patient's right lung" in next(w.message for w in mirrored.warnings if w.code == "lung-missing")
+    for orientation in ("L\\F", "R\\F"):
+        inverted = segment(root, np.maximum(draw(), 0.01), PatientOrientation=orientation)
+        assert "polarity" not in [warning.code for warning in inverted.warnings]
+
+
+def test_a_black_frame_around_a_film_moves_nothing(tmp_path: Path) -> None:
+    root, film = write_bundle(tmp_path / "bundle"), draw(300, 300)
+    framed = np.pad(film, ((30, 90), (50, 10)))
+    np.testing.assert_array_equal(segment(root, framed).mask[30:-90, 50:-10], segment(root, film).mask)
+
+
 def test_specks_go_and_holes_are_filled() -> None:
     mask = boxes(RIGHT, LEFT, (1, 4, 28, 31))
     mask[10:14, 10:13] = False

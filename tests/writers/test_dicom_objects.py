@@ -17,6 +17,7 @@ import highdicom as hd
 import numpy as np
 import pydicom.uid as uid
 import pytest
+from PIL import Image
 from pydicom import Dataset, dcmread
 from tests.corpus import as_integers, make_dicom, save_dicom
 
@@ -325,6 +326,34 @@ def test_warnings_are_in_the_report(analyzer: Analyzer, tmp_path: Path) -> None:
     (group,) = sr({"report": document}).get_image_measurement_groups()
     codes = [item.value.value for item in group.get_qualitative_evaluations() if item.name.value == "113010"]
     assert codes == [warning.code for warning in report.run.warnings]
+
+
+def test_a_mirrored_film_has_its_sides_where_its_header_says(analyzer: Analyzer, tmp_path: Path) -> None:
+    plain = made(analyzer.analyze(dx(tmp_path, PatientOrientation=["L", "F"])))["lungs"]
+    mirrored = made(analyzer.analyze(dx(tmp_path, PatientOrientation=["R", "F"])))["lungs"]
+    assert [segment.SegmentLabel for segment in mirrored.SegmentSequence] == ["Right lung", "Left lung"]
+    assert mirrored.PatientOrientation == ["R", "F"]
+    np.testing.assert_array_equal(mirrored.pixel_array, plain.pixel_array[::-1])
+
+
+def test_evidence_too_weak_to_be_stored_is_no_failure(analyzer: Analyzer, tmp_path: Path, validator: str) -> None:
+    report = analyzer.analyze(dx(tmp_path))
+    assert report.saliency is not None
+    weak = np.minimum(report.saliency.map, np.float32(EVIDENCE_SCALE / 1000))
+    faint = replace(report, saliency=replace(report.saliency, map=weak, peak_value=float(weak.max())))
+    write(faint, tmp_path / "out", ["dicom"])
+    assert_valid(tmp_path / "out", "lungs", "saliency", "overlay", "report")
+    assert not dcmread(tmp_path / "out" / "saliency.dcm").pixel_array.any()
+
+
+def test_jpeg_inside_a_tiff_is_lossy(analyzer: Analyzer, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.rint(PICTURE * 255).astype(np.uint8))
+    for compression, lossy in (("jpeg", "01"), ("tiff_deflate", None)):
+        path = tmp_path / f"{compression}.tif"
+        picture.save(path, compression=compression)
+        report = analyzer.analyze(path)
+        item = dicom.objects(report, new_study=True)["film"]
+        assert item.get("LossyImageCompression") == lossy
 
 
 def test_a_bundle_that_only_segments_makes_lungs_overlay_and_report(tmp_path: Path, validator: str) -> None:

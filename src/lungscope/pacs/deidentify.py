@@ -24,7 +24,7 @@ from pydicom.uid import UID
 
 from lungscope.report import Report
 from lungscope.writers.atomic import whole_file
-from lungscope.writers.dicom import encode
+from lungscope.writers.dicom import encode, objects
 
 #: The edition of PS3.15 Table E.1-1 that is applied.
 EDITION = "2026c"
@@ -61,8 +61,13 @@ class Deidentifier:
                 file.write(os.urandom(32))
         return cls(path.read_bytes())
 
+    def objects(self, report: Report) -> dict[str, Dataset]:
+        """A report's objects without the patient. The table does not list all that a patient or study may have, so
+        nothing is taken of the film's header but what an object must have."""
+        return self.apply(objects(report, needed_only=True), report)
+
     def apply(self, objects: Mapping[str, Dataset], report: Report) -> dict[str, Dataset]:
-        """Copies of a report's objects without the patient.
+        """Copies of a report's objects, made with `needed_only`, without the patient.
 
         The overlay shows the film, and with it any text in its pixels. It is left out unless the film says that there
         is none (Burned In Annotation NO, PS3.3 C.7.6.1).

@@ -163,9 +163,7 @@ class Node:
     def _analyse(self, film: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The files to send for a film, by kind, and what the journal is to say of it."""
         report = self._analyzer.analyze(film)
-        made = objects(report)
-        if self._deidentifier is not None:
-            made = self._deidentifier.apply(made, report)
+        made = objects(report) if self._deidentifier is None else self._deidentifier.objects(report)
         facts = {
             "sop_instance_uid": report.source.tags.get("SOPInstanceUID"),
             "sha256": report.source.sha256,

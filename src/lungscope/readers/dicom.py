@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -154,10 +155,12 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
     # of the value.
     pixels = np.asarray(cv2.LUT(codes, np.resize(table, 2 ** (8 * codes.itemsize))), np.float32)
     spacing, origin = _spacing(ds)
-    tags = {key: text for key in KEYWORDS if (text := _text(ds.get(key)))}
+    tags = {key: text for key in KEYWORDS if (text := _text(_optional(ds, key)))}
     tags |= {"TransferSyntaxUID": str(_transfer_syntax(ds)), "GreyScale": how}
     if views := ds.get("ViewCodeSequence"):
-        tags["ViewCodeMeaning"] = _text(views[0].get("CodeMeaning"))
+        tags["ViewCode"], tags["ViewCodeMeaning"] = (
+            _text(_optional(views[0], key)) for key in ("CodeValue", "CodeMeaning")
+        )
     return Decoded(pixels, "DICOM", tags, spacing, origin)
 
 
@@ -171,16 +174,16 @@ def grey_scale(ds: Dataset) -> tuple[Pixels, str]:
     stored = np.arange(2**bits)
     if ds.PixelRepresentation == 1:
         stored[2 ** (bits - 1) :] -= 2**bits
+    swapped = _transfer_syntax(ds) == uid.ExplicitVRBigEndian
     if modality := ds.get("ModalityLUTSequence"):
-        values, (low, high) = _look_up(stored, modality[0])
+        values, (low, high) = _look_up(stored, modality[0], swapped)
     else:
         values = _rescale(stored, ds)
         low, high = float(values.min()), float(values.max())
-    window = _window(values, ds)
     if voi := _voi_lut(ds):
-        values, (low, high) = _look_up(values, voi)
+        values, (low, high) = _look_up(values, voi, swapped)
         shades, how = (values - low) / (high - low), "VOI LUT"
-    elif window is not None:
+    elif (window := _window(values, ds)) is not None:
         shades, how = window, f"window {_text(ds.WindowCenter)} / {_text(ds.WindowWidth)}"
     else:
         shades, how = (values - low) / (high - low), f"all of {low:g} to {high:g}"
@@ -327,7 +330,7 @@ def _codestream_size(pixel_data: bytes) -> tuple[int, int] | None:
 
 
 def _rescale(stored: NDArray[np.int_], ds: Dataset) -> Values:
-    slope, intercept = _number(ds.get("RescaleSlope"), 1.0), _number(ds.get("RescaleIntercept"), 0.0)
+    slope, intercept = _number(ds, "RescaleSlope", 1.0), _number(ds, "RescaleIntercept", 0.0)
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise ValueError(f"Rescale Slope {slope} and Intercept {intercept} turn every pixel into the same or no value")
     return stored.astype(np.float64) * slope + intercept
@@ -335,7 +338,7 @@ def _rescale(stored: NDArray[np.int_], ds: Dataset) -> Values:
 
 def _window(values: Values, ds: Dataset) -> Values | None:
     """PS3.3 C.11.2.1.2 and C.11.2.1.3, with an output range of 0..1; None without a legal window."""
-    center, width = _number(ds.get("WindowCenter"), math.nan), _number(ds.get("WindowWidth"), math.nan)
+    center, width = _number(ds, "WindowCenter", math.nan), _number(ds, "WindowWidth", math.nan)
     function = _text(ds.get("VOILUTFunction")).upper() or "LINEAR"
     if not math.isfinite(center) or not math.isfinite(width) or width <= 0 or (function == "LINEAR" and width < 1):
         return None
@@ -356,18 +359,23 @@ def _voi_lut(ds: Dataset) -> Dataset | None:
     return items[0] if items and "LUTDescriptor" in items[0] and "LUTData" in items[0] else None
 
 
-def _look_up(values: NDArray[Any], item: Dataset) -> tuple[Values, tuple[float, float]]:
-    """Map `values` through a LUT (PS3.3 C.11.1.1 and C.11.2.1.1); also the range that its entries can have."""
+def _look_up(values: NDArray[Any], item: Dataset, swapped: bool) -> tuple[Values, tuple[float, float]]:
+    """Map `values` through a LUT (PS3.3 C.11.1.1 and C.11.2.1.1); also the range that its entries can have.
+
+    swapped: whether the file is big endian, which pydicom leaves to us where the LUT's VR is OW.
+    """
     count, first, bits = (int(number) for number in item.LUTDescriptor)
-    count = count or 2**16
+    count = (count & 0xFFFF) or 2**16
+    # The first number mapped is signed where what is mapped can be; in Implicit VR pydicom goes by the stored samples.
+    other = first + 2**16 if first < 0 else first - 2**16
+    first = next((at for at in (first, other) if at <= values.max() and at + count > values.min()), first)
     raw: bytes | Sequence[int] = item.LUTData
     if isinstance(raw, bytes):
-        # OW: one entry a word, or for up to 8 bits two entries a word.
-        entries = np.frombuffer(raw, np.uint8 if len(raw) < 2 * count else np.uint16)
+        entries: NDArray[Any] = np.frombuffer(raw, ">u2" if swapped else "<u2").astype("<u2")
     else:
-        entries = np.asarray(raw, np.uint16)
-        if entries.size < count:
-            entries = entries.view(np.uint8)
+        entries = np.asarray(raw, "<u2")
+    if entries.size < count:  # for up to 8 bits two entries a word
+        entries = entries.view(np.uint8)
     if not 1 <= bits <= 16 or entries.size < count:
         raise ValueError(f"a LUT of {count} entries of {bits} bits holds {entries.size}")
     index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
@@ -375,20 +383,37 @@ def _look_up(values: NDArray[Any], item: Dataset) -> tuple[Values, tuple[float, 
 
 
 def _spacing(ds: Dataset) -> tuple[tuple[float, float] | None, str | None]:
+    found: dict[str, tuple[float, float]] = {}
     for keyword in SPACINGS:
-        value = ds.get(keyword)
+        value = _optional(ds, keyword)
         if isinstance(value, MultiValue) and len(value) == 2:
-            rows, columns = float(value[0]), float(value[1])
-            if 0 < rows < math.inf and 0 < columns < math.inf:
-                return (rows, columns), keyword
-    return None, None
+            with suppress(ValueError):
+                rows, columns = float(value[0]), float(value[1])
+                if 0 < rows < math.inf and 0 < columns < math.inf:
+                    found[keyword] = rows, columns
+    # The same at both means that nothing was calibrated to the patient (PS3.3 10.7.1.1).
+    if found.get("PixelSpacing") == found.get("ImagerPixelSpacing"):
+        found.pop("PixelSpacing", None)
+    return next(((spacing, keyword) for keyword, spacing in found.items()), (None, None))
 
 
-def _number(value: Any, default: float) -> float:
-    """The first number of an element, which may be absent or empty."""
-    if isinstance(value, MultiValue):
-        value = value[0] if value else None
-    return default if value is None or value == "" else float(value)
+def _optional(ds: Dataset, keyword: str) -> Any:
+    """The value of an element; None also where its VR can not hold it."""
+    try:
+        return ds.get(keyword)
+    except Exception:  # pydicom lets nearly every type escape
+        return None
+
+
+def _number(ds: Dataset, keyword: str, default: float) -> float:
+    """The first number of an element, which may be absent or empty. Raises ValueError, with the element's name."""
+    try:
+        value = ds.get(keyword)
+        if isinstance(value, MultiValue):
+            value = value[0] if value else None
+        return default if value is None or value == "" else float(value)
+    except Exception as error:  # pydicom lets nearly every type escape
+        raise ValueError(f"{keyword} holds no number: {error}") from error
 
 
 def _text(value: Any) -> str:

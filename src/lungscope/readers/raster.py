@@ -37,6 +37,7 @@ _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 Samples = NDArray[np.integer[Any] | np.floating[Any]]
 
@@ -75,6 +76,9 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
             raise UnsupportedImageError(f"{name}: holds {frames} pages or frames. Give one film per file.")
         bits, mode = _bits(image, data), image.mode
         tags = {"Format": image.format or "", "Mode": mode, "BitsPerSample": str(bits)}
+        if image.format == "TIFF":
+            _check_signs(image, name)
+            tags["Compression"] = str(image.info.get("compression", "raw"))
         inverted = image.format == "TIFF" and mode in ("I;16", "I;16B", "F") and _tiff(image, _PHOTOMETRIC) == 0
         if image.format == "PNG" and _is_plain_grey(image, data):
             return Decoded(_scale(_grey_png(data, image.size, bits), 2**bits - 1, name), "PNG", tags)
@@ -100,6 +104,13 @@ def _bits(image: Image.Image, data: bytes) -> int:
         stored = _tiff(image, _BITS_PER_SAMPLE)
         return max(8, *stored) if isinstance(stored, tuple) else 8
     return 8
+
+
+def _check_signs(image: Image.Image, name: str) -> None:
+    """Refuse signed samples, which Pillow takes for unsigned ones where they have 8 bits."""
+    kinds = _tiff(image, _SAMPLE_FORMAT)
+    if isinstance(kinds, tuple) and _SIGNED in kinds and image.mode != "I":
+        raise UnsupportedImageError(f"{name}: has signed integers. Give grey of 8 or 16 unsigned bits.")
 
 
 def _tiff(image: Image.Image, tag: int) -> object:

@@ -7,6 +7,7 @@ most 0.39 of a film black and 0.22 white).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,6 +37,17 @@ LEVELS, EDGE = 4096, 0.02
 SIDE_VIEWS = frozenset(
     {"LL", "RL", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "LAT", "LATERAL", "LEFT LATERAL", "RIGHT LATERAL"}
 )
+#: Codes of View Code Sequence (PS3.16 CID 4010, SNOMED CT and its older SRT) that are none either: lateral, left and
+#: right lateral, sagittal; oblique, left and right oblique, left and right anterior and posterior oblique, frontal,
+#: antero-posterior and postero-anterior oblique, lateral oblique; axial.
+SIDE_CODES = frozenset(
+    (
+        "399067008", "399173006", "399198007", "30730003", "399182000", "399184004", "399236003", "399135007",
+        "399356000", "399006002", "399038007", "399160007", "399312000", "399059000", "260427002", "399061009",
+        "R-102CD", "R-10236", "R-10232", "G-A145", "R-102C1", "R-10238", "R-10234", "R-10220",
+        "R-40985", "R-10212", "R-10210", "R-10204", "R-10208", "R-10216", "R-40783", "R-10241",
+    )
+)  # fmt: skip
 CHEST_PARTS = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "STERNUM", "CLAVICLE", "TSPINE", "ABDOMENCHEST", "WHOLEBODY")
 
 
@@ -89,9 +101,7 @@ def inspect(film: Radiograph) -> InputCheck:
     _check_shape(film, name, warn)
     view = _check_tags(film.source.tags, name, warn)
     spread, empty, clipped = _check_greys(film.pixels, name, warn)
-    if film.spacing_mm and max(film.spacing_mm) > 1.01 * min(film.spacing_mm):
-        rows, columns = film.spacing_mm
-        warn("pixels-not-square", f"Pixels are {rows:g} x {columns:g} mm. Lungs look stretched to the networks.")
+    _check_pixels(film, warn)
     return InputCheck(view, spread, empty, clipped, tuple(found))
 
 
@@ -114,28 +124,42 @@ def _check_shape(film: Radiograph, name: str, warn: Callable[[str, str], None]) 
         warn("odd-aspect", f"{width} x {height} pixels is odd for a chest film. It may be cut, or hold two films.")
 
 
+def _check_pixels(film: Radiograph, warn: Callable[[str, str], None]) -> None:
+    """Spacing, or, where it is not known, Pixel Aspect Ratio (PS3.3 C.7.6.3.1.7: rows, then columns)."""
+    rows, columns, unit = 1.0, 1.0, ""
+    if film.spacing_mm:
+        (rows, columns), unit = film.spacing_mm, " mm"
+    elif match := re.fullmatch(r"([0-9]+)\\([0-9]+)", film.source.tags.get("PixelAspectRatio", "")):
+        rows, columns = map(float, match.groups())
+    if max(rows, columns) > 1.01 * min(rows, columns):
+        warn("pixels-not-square", f"Pixels are {rows:g} x {columns:g}{unit}. Lungs look stretched to the networks.")
+
+
 def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None]) -> str | None:
-    view = tags.get("ViewPosition", "").upper()
+    view, code = tags.get("ViewPosition", "").upper(), tags.get("ViewCode", "")
     meaning = tags.get("ViewCodeMeaning", "").lower()
-    if view in SIDE_VIEWS or (not view and "lateral" in meaning and "decubitus" not in meaning):
+    sideways = code in SIDE_CODES or (("lateral" in meaning or "oblique" in meaning) and "decubitus" not in meaning)
+    if view in SIDE_VIEWS or (not view and sideways):
         raise UnsupportedImageError(
-            f"{name}: is not a frontal view (View Position {view or meaning!r}). Give the PA or AP film of the study."
+            f"{name}: is not a frontal view (View Position {view or meaning or code!r}). Give the PA or AP film of the "
+            "study."
         )
     part = tags.get("BodyPartExamined", "").upper()
     if part and not any(chest in part.replace(" ", "").replace("_", "") for chest in CHEST_PARTS):
-        warn("not-chest", f"The file says that it shows {part}, not the chest.")
+        warn("not-chest", "The file's Body Part Examined is not the chest.")
     if tags.get("PresentationIntentType", "").upper() == "FOR PROCESSING":
         warn("for-processing", "Raw detector data (FOR PROCESSING). The networks know films FOR PRESENTATION.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME1" and tags.get("PresentationLUTShape", "") == "IDENTITY":
         warn("polarity", "MONOCHROME1 and Presentation LUT Shape IDENTITY contradict each other; read as MONOCHROME1.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME2" and tags.get("PresentationLUTShape", "") == "INVERSE":
         warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
-    rows, _, columns = tags.get("PatientOrientation", "").upper().partition("\\")
+    directions = re.fullmatch(r"([ALRPHF]{1,3})\\([ALRPHF]{1,3})", tags.get("PatientOrientation", "").upper())
+    rows, columns = directions.groups() if directions else ("", "")
     if rows.startswith("R"):
         warn(
             "mirrored",
-            "Patient Orientation says that the patient's left is on the image's left. This is not corrected: what is "
-            "called right here is the patient's left.",
+            "Patient Orientation says that the patient's left is on the image's left. It is taken at its word: the "
+            "lung on the image's left is called the left one.",
         )
     if columns.startswith("H"):
         warn(

@@ -71,7 +71,8 @@ class Opacity:
 class LungMask:
     """The lungs of one film, all on its own grid [H, W].
 
-    mask: bool, `left | right`. left, right: bool, the patient's: right is on the image's left.
+    mask: bool, `left | right`. left, right: bool, the patient's: right is on the image's left, but where the film is
+    `mirrored`.
     probability: f32 0..1, the pooled map before thresholding (for "vote": the share of members in favour).
     agreement: mean pairwise Dice of the members' masks on the network's grid, 0..1; None with one member.
     opacity: the mean of the members' maps; None where the bundle has none.
@@ -125,7 +126,7 @@ class Segmenter:
     def segment(self, film: Radiograph) -> LungMask:
         """Find the lungs. Raises QualityError if there are none, LungscopeError if a network answers with NaN or
         infinity."""
-        geometry = Geometry.letterbox(film.shape, self._spec.size)
+        geometry = Geometry.of_film(film.pixels, self._spec.size)
         image = geometry.to_network(film.pixels)[None, None]
         answers = [network({"image": image}) for network in self._networks]
         maps = [answer["probability"][0, 0] for answer in answers]
@@ -146,7 +147,9 @@ class Segmenter:
                 "lung. Give a frontal chest radiograph, upright, with air dark."
             )
         agreement = _agreement([member >= self._spec.threshold for member in maps])
-        warnings = _implausible(film.pixels, right, left, merged=merged, agreement=agreement)
+        if film.mirrored:
+            right, left = left, right
+        warnings = _implausible(film, right, left, merged=merged, agreement=agreement)
         opacity = None if limit is None else Opacity(np.mean(hidden, axis=0, dtype=np.float32), geometry, limit)
         return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings), opacity)
 
@@ -192,7 +195,8 @@ class _Piece:
 
 
 def split(mask: Mask) -> tuple[Mask, Mask, bool]:
-    """Clean a raw mask [H, W] and part it into (patient's right, patient's left, were they grown together?).
+    """Clean a raw mask [H, W] and part it into (patient's right, patient's left, were they grown together?), where the
+    film is not mirrored: the lung on the image's left comes first.
 
     Holes are filled, and pieces below `SPECK` of the largest are dropped. The two largest pieces that stand side by
     side are the lungs; other pieces go with the nearer one. Where no piece stands beside the largest and that is too
@@ -258,15 +262,15 @@ def _agreement(masks: Sequence[Mask]) -> float | None:
     return float(np.mean([dice(a, b) for a, b in combinations(masks, 2)])) if len(masks) > 1 else None
 
 
-def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agreement: float | None) -> list[Warning_]:
+def _implausible(film: Radiograph, right: Mask, left: Mask, *, merged: bool, agreement: float | None) -> list[Warning_]:
     """What is odd about these lungs. The checks look at every n-th pixel of a large film."""
     found: list[Warning_] = []
 
     def warn(code: str, message: str) -> None:
         found.append(Warning_(code=code, message=message, stage="segmentation"))
 
-    step = max(1, min(pixels.shape) // _CHECKED)
-    film = np.ascontiguousarray(pixels[::step, ::step])
+    step = max(1, min(film.shape) // _CHECKED)
+    pixels = np.ascontiguousarray(film.pixels[::step, ::step])
     right, left = (np.ascontiguousarray(lung[::step, ::step]) for lung in (right, left))
     mask = right | left
     areas = {"right": np.count_nonzero(right), "left": np.count_nonzero(left)}
@@ -300,9 +304,10 @@ def _implausible(pixels: Pixels, right: Mask, left: Mask, *, merged: bool, agree
             f"The segmentation networks agree only to a Dice of {agreement:.2f} (usual: above {AGREEMENT}). "
             "Check the outline.",
         )
-    # Columns with right lung before them and left lung after them: spine, heart and great vessels.
-    between = np.maximum.accumulate(right, axis=1) & np.maximum.accumulate(left[:, ::-1], axis=1)[:, ::-1] & ~mask
-    if between.any() and _brightness(film, mask) > _brightness(film, between):
+    # Columns with one lung before them and the other after them: spine, heart and great vessels.
+    before, after = (left, right) if film.mirrored else (right, left)
+    between = np.maximum.accumulate(before, axis=1) & np.maximum.accumulate(after[:, ::-1], axis=1)[:, ::-1] & ~mask
+    if between.any() and _brightness(pixels, mask) > _brightness(pixels, between):
         warn(
             "polarity",
             "The lungs are brighter than what lies between them: the film looks inverted. Air must be dark; check its "
@@ -327,5 +332,5 @@ def _solidity(lung: Mask) -> float:
     return 1.0 if hull == 0 else sum(map(cv2.contourArea, outlines)) / hull
 
 
-def _brightness(film: Pixels, mask: Mask) -> float:
-    return cv2.mean(film, mask.view(np.uint8))[0]
+def _brightness(pixels: Pixels, mask: Mask) -> float:
+    return cv2.mean(pixels, mask.view(np.uint8))[0]

@@ -82,7 +82,7 @@ class Eager:
     def _view(self, path: Path) -> tuple[Mask, Pixels, Geometry]:
         """A film's lungs, and what the classifier is shown."""
         film = read(path)
-        geometry = Geometry.letterbox(film.shape, self.bundle.segmenter.size)
+        geometry = Geometry.of_film(film.pixels, self.bundle.segmenter.size)
         image = torch.from_numpy(geometry.to_network(film.pixels))[None, None]
         with torch.inference_mode():
             maps = [network(image).sigmoid()[0, 0].numpy() for network in self._segmenters]

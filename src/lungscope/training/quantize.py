@@ -94,7 +94,7 @@ def calibration_images(bundle: Bundle, data: Sequence[tuple[Store, Split]], film
         for record, report in zip(records, analyzer.analyze_many(map(store.path_of, records)), strict=True):
             if not isinstance(report, Report):
                 continue
-            geometry = Geometry.letterbox(report.film.shape, bundle.segmenter.size)
+            geometry = Geometry.of_film(report.film.pixels, bundle.segmenter.size)
             whole.append(geometry.to_network(report.film.pixels))
             if bundle.classifier is not None and record.label in bundle.classifier.labels:
                 cut.append(lung_view(report.film.pixels, report.lungs.mask, bundle.classifier.view)[0])

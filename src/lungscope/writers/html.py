@@ -178,8 +178,8 @@ def _zones(report: Report, scale: Scale) -> str:
     for colour, start, stop, y in zone_lines(report, scale):
         side = "right" if colour == RIGHT else "left"
         pieces.append(f'<line class="{side}" x1="{start}" x2="{stop}" y1="{y}" y2="{y}"/>')
-    for letter, score, _, x, y in zone_letters(report, scale):
-        side, anchor = ("right", "end") if letter in ZONES["right"] else ("left", "start")
+    for letter, score, _, before, x, y in zone_letters(report, scale):
+        side, anchor = "right" if letter in ZONES["right"] else "left", "end" if before else "start"
         pieces.append(f'<text class="{side}" text-anchor="{anchor}" x="{x}" y="{y + 8}">{letter} {score}</text>')
     return f'<g class="zones">{"".join(pieces)}</g>'
 
@@ -283,11 +283,12 @@ def _figure(report: Report) -> str:
             f'<text class="s{zone.score}" x="{x:.0f}" y="{y - 1:.0f}">{letter} · {zone.score}</text>'
             f'<text class="small s{zone.score}" x="{x:.0f}" y="{y + 13:.0f}">{100 * zone.extent:.0f} %</text>'
         )
+    sides = ("left", "right") if report.film.mirrored else ("right", "left")
     return (
         f'<svg class="figure" viewBox="-6 -22 {_FIGURE + 12} {height + 28}" role="img" '
         f'aria-label="{_scores(report.severity)}">'
-        f'<text class="small" x="{_FIGURE * 0.2:.0f}" y="-8">patient\'s right</text>'
-        f'<text class="small" x="{_FIGURE * 0.8:.0f}" y="-8">patient\'s left</text>'
+        f'<text class="small" x="{_FIGURE * 0.2:.0f}" y="-8">patient\'s {sides[0]}</text>'
+        f'<text class="small" x="{_FIGURE * 0.8:.0f}" y="-8">patient\'s {sides[1]}</text>'
         f"{''.join(shapes)}{''.join(texts)}</svg>"
     )
 

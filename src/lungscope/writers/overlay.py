@@ -228,16 +228,18 @@ def side_letters(report: Report, scale: Scale) -> Iterator[tuple[str, Colour, in
             yield side, colour, *scale.at(rows[0], columns.mean())
 
 
-def zone_letters(report: Report, scale: Scale) -> Iterator[tuple[str, int, Colour, int, int]]:
-    """(letter, score, colour, x, y) of each scored zone, at its outer edge and inside the picture."""
+def zone_letters(report: Report, scale: Scale) -> Iterator[tuple[str, int, Colour, bool, int, int]]:
+    """(letter, score, colour, is it left of its zone?, x, y) of each scored zone, at its outer edge and inside the
+    picture."""
     for letter, zone in report.severity.zones.items() if report.severity else ():
         if zone is None:
             continue
         right = letter in ZONES["right"]
         columns = np.flatnonzero((report.lungs.right if right else report.lungs.left)[slice(*zone.rows)].any(axis=0))
-        x, y = scale.at(sum(zone.rows) / 2, columns[0] if right else columns[-1])
-        x = max(x - 8, 46) if right else min(x + 8, scale.width - 46)
-        yield letter, zone.score, RIGHT if right else LEFT, x, y
+        before = right != report.film.mirrored
+        x, y = scale.at(sum(zone.rows) / 2, columns[0] if before else columns[-1])
+        x = max(x - 8, 46) if before else min(x + 8, scale.width - 46)
+        yield letter, zone.score, RIGHT if right else LEFT, before, x, y
 
 
 def _letters(draw: ImageDraw.ImageDraw, report: Report, scale: Scale, top: int) -> None:
@@ -245,8 +247,8 @@ def _letters(draw: ImageDraw.ImageDraw, report: Report, scale: Scale, top: int) 
     for side, colour, x, y in side_letters(report, scale):
         at = (x, max(top + y - 10, 30))
         draw.text(at, side, colour, _font(26), anchor="mb", stroke_width=3, stroke_fill=(0, 0, 0))
-    for letter, score, colour, x, y in zone_letters(report, scale):
-        anchor = "rm" if letter in ZONES["right"] else "lm"
+    for letter, score, colour, before, x, y in zone_letters(report, scale):
+        anchor = "rm" if before else "lm"
         text = f"{letter}  {score}"
         draw.text((x, top + y), text, colour, _font(20), anchor=anchor, stroke_width=3, stroke_fill=(0, 0, 0))
 

@@ -323,6 +323,7 @@ function renderPanes() {
     empty.hidden = film !== null && film.state !== "failed";
     empty.textContent = film ? `${film.name} can not be analysed.` : HINT;
     for (const side of pane.querySelectorAll(".side")) side.hidden = !done;
+    pane.classList.toggle("mirrored", done && film.report.run.warnings.some(({ code }) => code === "mirrored"));
     canvas.setAttribute("aria-label", !film ? "No film" : !done ? `${film.name}: not shown` : describe(film));
     const words = done ? summary(film.report) : "";
     if (!compared) {

@@ -28,16 +28,19 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("Writing DICOM objects", "dicom-out") from error
 
 
-def objects(report: Report, *, new_study: bool = False, film: bytes | None = None) -> dict[str, Dataset]:
+def objects(
+    report: Report, *, new_study: bool = False, film: bytes | None = None, needed_only: bool = False
+) -> dict[str, Dataset]:
     """The DICOM objects of a report, by kind (see above); each refers only to those before it.
 
     new_study: give a film that is not DICOM a study of its own, with the film in it; says nothing of DICOM films.
     film: the bytes of the film's file, for a DICOM film that was not read from a path; else the file is read again.
+    needed_only: take nothing of the film's header but what an object must have (`study.NEEDED`).
 
     Raises InputError (code "no-study") for a film that is not DICOM without `new_study`, UnreadableFileError where the
     film's file is gone or is not what was analysed.
     """
-    study = Study.of(report, new_study=new_study, film=film)
+    study = Study.of(report, new_study=new_study, film=film, needed_only=needed_only)
     made: dict[str, Dataset] = {}
     if study.is_new:
         made["film"] = images.film(study)

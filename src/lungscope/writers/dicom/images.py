@@ -89,6 +89,7 @@ def saliency(study: Study, evidence: Saliency) -> SOPClass:
             pixel_array=shares,
             segmentation_type=SegmentationTypeValues.FRACTIONAL,
             max_fractional_value=LEVELS,
+            omit_empty_frames=False,  # evidence may be less than a level everywhere
             segment_descriptions=[description],
             content_label="EVIDENCE",
             content_description=DISCLAIMER,

@@ -11,7 +11,7 @@ from typing import Any, Self
 from uuid import NAMESPACE_OID, uuid5
 
 from highdicom import UID, SOPClass
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DT
 
@@ -36,6 +36,17 @@ TYPE_2 = (
 )
 #: Whether pixels were ever lossy stays with what is made of them (PS3.3 C.7.6.1.1.5).
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+#: What Pillow calls JPEG inside a TIFF, by its newer and its older tag.
+JPEG_IN_TIFF = ("jpeg", "tiff_jpeg")
+#: All that is kept of a film's header where nothing but what an object must have is wanted.
+NEEDED = (
+    *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *TYPE_2,
+    *("Modality", "PatientOrientation", "BurnedInAnnotation"),
+    *LOSSY,
+)
+#: What a value of those is made of that could hold any word.
+WORDS = {"PatientOrientation": "[ALRPHF]{1,3}", "LossyImageCompressionMethod": "ISO_[0-9_]+"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Study:
     moment: datetime
 
     @classmethod
-    def of(cls, report: Report, *, new_study: bool, film: bytes | None) -> Self:
+    def of(cls, report: Report, *, new_study: bool, film: bytes | None, needed_only: bool) -> Self:
         """Raises as `lungscope.writers.dicom.objects` does."""
         is_new = report.source.format != "DICOM"
         if is_new and not new_study:
@@ -67,6 +78,10 @@ class Study:
                 code="no-study",
             )
         header = Dataset() if is_new else _read_header(report, film)
+        if needed_only:
+            for element in list(header):
+                if element.keyword not in NEEDED or not _fits(element):
+                    del header[element.tag]
         digest = report.source.sha256
         meta = getattr(header, "file_meta", Dataset())
         sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or SecondaryCaptureImageStorage
@@ -81,7 +96,7 @@ class Study:
                 setattr(header, keyword, None)
         if is_new:
             header.PatientID = f"{PRODUCT}-{digest[:16]}"
-            if report.source.format == "JPEG":
+            if report.source.format == "JPEG" or report.source.tags.get("Compression") in JPEG_IN_TIFF:
                 header.LossyImageCompression, header.LossyImageCompressionMethod = "01", "ISO_10918_1"
         if not _ascii(report):
             header.decode()
@@ -165,6 +180,12 @@ def _read_header(report: Report, film: bytes | None) -> Dataset:
         except Exception:  # a value that its own VR can not hold; pydicom lets nearly every type escape
             del header[tag]
     return header
+
+
+def _fits(element: DataElement) -> bool:
+    """Whether an element of `NEEDED` holds what `WORDS` has it hold."""
+    values = [element.value] if element.VM < 2 else element.value
+    return all(re.fullmatch(WORDS.get(element.keyword, ".*"), str(value or "")) for value in values if value)
 
 
 def _as_capture(header: Dataset, report: Report) -> Dataset:
