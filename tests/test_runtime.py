@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,18 +100,30 @@ def test_a_second_start_needs_no_onnx_file(graph: Path, streams: int | None, tmp
         np.testing.assert_array_equal(after[name], value)
 
 
-@pytest.mark.parametrize("rest", [b"", b"not what it was", None])
-def test_a_broken_cache_is_made_anew(graph: Path, tmp_path: Path, rest: bytes | None) -> None:
+def half(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def zeroed(whole: bytes) -> bytes:
+    """Damaged in the middle, which OpenVINO takes."""
+    start = len(whole) // 4
+    return whole[:start] + bytes(64) + whole[start + 64 :]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"not what it was", half, zeroed])
+def test_a_broken_cache_is_made_anew(graph: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     image = np.ones((1, 1, SIZE, SIZE), np.float32)
     key = hashlib.sha256(str(tmp_path).encode()).hexdigest()
     first = Runtime("cpu").compile(graph, batch=1, cache_key=key)({"image": image})["logits"]
-    (blob,) = (Path(os.environ["LUNGSCOPE_CACHE"]) / "openvino" / key[:16]).iterdir()
+    folder = Path(os.environ["LUNGSCOPE_CACHE"]) / "openvino" / key[:16]
+    (blob,) = folder.iterdir()
     whole = blob.read_bytes()
     blob.unlink()
-    blob.write_bytes(whole[: len(whole) // 2] if rest is None else rest)
+    blob.write_bytes(damage(whole))
     again = Runtime("cpu").compile(graph, batch=1, cache_key=key)({"image": image})["logits"]
     np.testing.assert_array_equal(again, first)
-    assert len(blob.read_bytes()) == len(whole)
+    (blob,) = folder.iterdir()
+    assert hashlib.sha256(blob.read_bytes()).hexdigest() in blob.name, "and is whole from then on"
 
 
 def test_the_converter_is_there_for_others() -> None:

@@ -9,26 +9,30 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from time import perf_counter
 from typing import Any, TypeVar
 
 from lungscope.bundle import sha256_of
-from lungscope.errors import UsageError
+from lungscope.errors import LungscopeError, UsageError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer, failure
+from lungscope.readers.common import MAX_BYTES
 from lungscope.report import DISCLAIMER, Failure, Report
 from lungscope.stages.quality import Warning_
+from lungscope.writers.atomic import whole_file
 from lungscope.writers.folder import FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, arrange, read_rows, row, whole_rows, write_json
-from lungscope.writers.run import check_run, end_run
+from lungscope.writers.run import begin_run, end_run
 
 #: Films that are begun before their turn, for each worker: one slow film must not leave the others idle.
 AHEAD = 2
+#: The list of folders that a run has begun, in the folder of its results, until it is closed.
+BEGUN = ".begun"
 NO_STUDY = Warning_(
     code="no-study",
     message="This film is no DICOM file, so there is no study that DICOM objects could belong to, and none were "
@@ -91,11 +95,9 @@ def run_films(
     def entries(known: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
         def one(film: Path) -> dict[str, Any] | None:
             path, folder = str(film), names[film]
-            if path in known:
-                with suppress(OSError):
-                    if sha256_of(film) == known[path]:
-                        return None
-            result = _finish(film, next(analyzer.analyze_many([film])), out / folder, of_films, new_study)
+            if path in known and content_of(film) == known[path]:
+                return None
+            result = _finish(film, next(analyzer.analyze_many([film])), ours, folder, of_films, new_study)
             return row(result, folder if of_films else None)
 
         yield from in_order(one, _until(stop, films), workers)
@@ -103,9 +105,100 @@ def run_films(
 
     folders = {str(film): name if of_films else None for film, name in names.items()}
     engine = {"engine": "local", "workers": workers}
-    return record(
-        entries, folders, analyzer, out, formats, engine, new_study=new_study, resume=resume, progress=progress
-    )
+    with alone(out), Folders(out) as ours:
+        begin_run(out, formats)
+        run = record(
+            entries, folders, analyzer, out, formats, engine, new_study=new_study, resume=resume, progress=progress
+        )
+        ours.settle()
+    return run
+
+
+class Folders:
+    """The folders in `out` that lungscope made, so that nothing else is ever removed or written over: those that rows
+    of results.jsonl name, and of a run that is not closed those in a list beside it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._list, self._lock = out / BEGUN, Lock()
+        out.mkdir(parents=True, exist_ok=True)
+        found = [entry.get("folder") for entry in whole_rows(out / RESULTS)] if (out / RESULTS).exists() else []
+        if self._list.exists():
+            found += map(_listed, self._list.read_bytes().splitlines())
+        self._ours = {str(name) for name in found if name}
+
+    def __enter__(self) -> Folders:
+        with whole_file(self._list) as file:
+            file.write(b"".join(map(_line, sorted(self._ours))))
+        self._file = self._list.open("ab", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def claim(self, name: str) -> bool:
+        """Note, before it is written to, that a folder is lungscope's. False where it is another's: it holds something,
+        and no run made it."""
+        with self._lock:
+            if name in self._ours:
+                return True
+            folder = self.out / name
+            if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+                return False
+            self._ours.add(name)
+            self._file.write(_line(name))
+            return True
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ours
+
+    def settle(self) -> None:
+        """Forget the list: the run is closed, and the rows say it all."""
+        self._list.unlink(missing_ok=True)
+
+
+def _line(name: str) -> bytes:
+    return json.dumps(name).encode() + b"\n"
+
+
+def _listed(line: bytes) -> str:
+    """The name in a line; "" for one that was cut off."""
+    with suppress(ValueError):
+        return str(json.loads(line))
+    return ""
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Let no other run write to `out` meanwhile. Raises UsageError where one does. Where a system or a file system
+    knows no such locks, nothing is kept out."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"--out {out}: another run is writing to it. Wait until that has ended, or name another folder."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def content_of(film: Path) -> str | None:
+    """The SHA-256 of a film's file; None where `read` would not read it."""
+    with suppress(OSError):
+        if film.is_file() and film.stat().st_size <= MAX_BYTES:
+            return sha256_of(film)
+    return None
 
 
 def record(
@@ -127,8 +220,6 @@ def record(
     engine: what run.json says of how `entries` came about. The others: see `run_films`.
     """
     started, clock = datetime.now(UTC), perf_counter()
-    check_run(formats)
-    out.mkdir(parents=True, exist_ok=True)
     made_with = _made_with(analyzer, formats, new_study)
     known: dict[str, str] = {}
     if resume and (out / RESULTS).exists():
@@ -150,6 +241,12 @@ def record(
         arrange(out / RESULTS, folders)
     seconds = perf_counter() - clock
     counts = Counter(entry["status"] for entry in read_rows(out / RESULTS))
+    if begun == len(folders) != counts.total():
+        raise LungscopeError(
+            f"{out / RESULTS} has {counts.total()} rows of {len(folders)} films: something else wrote to it. Give "
+            "each run a folder of its own, and do this one again.",
+            code="rows-lost",
+        )
     classifier = analyzer.bundle.classifier
     conformal = None if classifier is None else classifier.conformal
     run = {
@@ -223,22 +320,26 @@ def _finished(out: Path, folders: Mapping[str, str | None], made_with: str) -> d
 
 
 def _finish(
-    path: Path, result: Report | Failure, folder: Path, formats: Sequence[str], new_study: bool
+    path: Path, result: Report | Failure, ours: Folders, name: str, formats: Sequence[str], new_study: bool
 ) -> Report | Failure:
     """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
-    # What is cleared before writing could be the film itself.
-    if os.path.realpath(path.parent) == os.path.realpath(folder):
-        return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
+    folder = ours.out / name
     if isinstance(result, Report) and formats:
-        others = [name for name in formats if name != "dicom"]
+        others = [kind for kind in formats if kind != "dicom"]
         if "dicom" in formats and others and not new_study and result.source.format != "DICOM":
             formats = others
             result = replace(result, run=replace(result.run, warnings=(*result.run.warnings, NO_STUDY)))
         try:
+            if not ours.claim(name):
+                raise UsageError(
+                    f"{path}: its results would go to {folder}, which holds what lungscope did not make. Name another "
+                    "--out."
+                )
+            clear(folder)
             write(result, folder, formats, new_study=new_study)
         except Exception as error:
             result = failure(path, error)
-    if (isinstance(result, Failure) or not formats) and folder.is_dir():
+    if (isinstance(result, Failure) or not formats) and name in ours and folder.is_dir():
         # A folder that can not be cleared must not stop the run.
         with suppress(OSError):
             clear(folder)

@@ -19,8 +19,8 @@ from typing import Any
 
 import cv2
 
-from lungscope.batch import computes_with, in_order, record
-from lungscope.bundle import EMBEDDED, MANIFEST, Bundle, sha256_of
+from lungscope.batch import alone, computes_with, content_of, in_order, record
+from lungscope.bundle import EMBEDDED, MANIFEST, Bundle
 from lungscope.errors import ClusterError, InputError, MissingExtraError, WorkerLostError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer, failure
@@ -28,6 +28,7 @@ from lungscope.readers import decode
 from lungscope.readers.remote import fetch, is_url
 from lungscope.report import Failure, Report
 from lungscope.writers.json import dumps, row
+from lungscope.writers.run import begin_run
 
 #: Films of a task, at most: what a worker that ends has to do again, and what a row waits for before it is written.
 BLOCK = 16
@@ -106,7 +107,9 @@ def run_films(
 
     engine = {"engine": "ray", "workers": workers}
     folders = dict.fromkeys(films)
-    return record(entries, folders, analyzer, out, formats, engine, resume=resume, progress=progress)
+    with alone(out):
+        begin_run(out, formats)
+        return record(entries, folders, analyzer, out, formats, engine, resume=resume, progress=progress)
 
 
 def _entries(
@@ -244,9 +247,7 @@ def _sha256(data: Path | bytes | InputError) -> str | None:
     """None where there is nothing to be read."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
-    with suppress(OSError):
-        return sha256_of(data) if isinstance(data, Path) else None
-    return None
+    return content_of(data) if isinstance(data, Path) else None
 
 
 def _given_up(film: str) -> Failure:

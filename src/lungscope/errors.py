@@ -222,3 +222,8 @@ def look_up(name: str, allowed: Iterable[str], *, what: str, error: type[Lungsco
     near = difflib.get_close_matches(name, options, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise error(f"{what} {name!r} does not exist. Allowed: {', '.join(options)}.{hint}")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: characters that are not printable become "\\x1b" and the like."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

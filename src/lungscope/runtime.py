@@ -212,7 +212,8 @@ class Runtime:
         return port, *(ops.fake_quantize(x, low, high, low, high, n) for x, n in ((port, 256), (kernel, 255)))
 
     def _cached(self, key: str, batch: int | None, quantized: Quantized | None) -> Path | None:
-        """The file of a compiled graph, whose name tells what it was compiled by, for and how; None without a cache.
+        """What the name of a compiled graph's file begins with, which tells what it was compiled by, for and how; None
+        without a cache. Then comes the SHA-256 of its content.
 
         OpenVINO's own cache (CACHE_DIR) has to parse the ONNX file first, to know its key.
         """
@@ -220,13 +221,19 @@ class Runtime:
         processor = str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
         ranges = None if quantized is None else quantized.sha256
         facts = json.dumps([version(), self.device, processor, self._config, batch, ranges], sort_keys=True)
-        return None if folder is None else folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.blob"
+        return None if folder is None else folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
-    def _load(self, path: Path) -> _Compiled | None:
-        """The compiled graph in a file; None where there is none, or none that this OpenVINO takes."""
+    def _load(self, start: Path) -> _Compiled | None:
+        """The compiled graph in the file whose name begins with `start`; None where there is none, or none that this
+        OpenVINO takes. It takes damaged ones, too, which compute something else: hence the SHA-256."""
         try:
+            path = next(start.parent.glob(f"{start.name}-*.blob"), None)
+            if path is None:
+                return None
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if hashlib.sha256(mapped).hexdigest() != path.stem.removeprefix(f"{start.name}-"):
+                return None
             data = np.frombuffer(mapped, np.uint8)
             tensor = _openvino().Tensor(data, shared_memory=True)
             model = self._core.import_model(tensor, self.device, self._config)
@@ -334,13 +341,19 @@ def _openvino() -> Any:
     return openvino
 
 
-def _keep(model: openvino.CompiledModel, path: Path) -> None:
-    """Put a compiled graph into the cache, whole or not at all; where that fails it is compiled again next time."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+def _keep(model: openvino.CompiledModel, start: Path) -> None:
+    """Put a compiled graph into the cache, whole or not at all, in place of what was there; where that fails it is
+    compiled again next time."""
+    part = start.with_name(f".{start.name}.{os.getpid()}.{threading.get_ident()}.part")
     with suppress(OSError, RuntimeError):
         try:
-            part.write_bytes(model.export_model().getbuffer())
+            data = model.export_model().getbuffer()
+            part.write_bytes(data)
+            path = start.with_name(f"{start.name}-{hashlib.sha256(data).hexdigest()}.blob")
             part.replace(path)
+            for other in start.parent.glob(f"{start.name}*.blob"):
+                if other != path:
+                    other.unlink(missing_ok=True)
         finally:
             part.unlink(missing_ok=True)
 

@@ -197,9 +197,10 @@ def test_a_run_that_was_cut_off_has_no_summary_of_an_earlier_one(tiny: Path, tmp
     code = """
 import sys
 from unittest import mock
-from lungscope.cli import analyze, main
+from lungscope import batch
+from lungscope.cli import main
 sys.argv = ["lungscope", "analyze", *sys.argv[1:]]
-with mock.patch.object(analyze, "run_films", side_effect=OSError("the disk went away")):
+with mock.patch.object(batch, "record", side_effect=OSError("the disk went away")):
     main.main()
 """
     command = [sys.executable, "-c", code, film, "--out", tmp_path / "out", "--model", tiny]
@@ -246,15 +247,99 @@ def test_a_film_that_fails_leaves_no_files_of_an_earlier_run(analyzer: Analyzer,
     assert not (out / "film").exists()
 
 
-def test_a_film_that_can_not_be_written_fails_alone(analyzer: Analyzer, tmp_path: Path) -> None:
-    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b")]
+@pytest.mark.parametrize("there", ["a", "a/film.dcm", "a/deep/overlay.png"])
+@pytest.mark.parametrize("formats", [["json", "png"], ["csv"]])
+def test_what_lungscope_did_not_make_is_neither_removed_nor_written_over(
+    analyzer: Analyzer, tmp_path: Path, there: str, formats: list[str]
+) -> None:
+    films = [save(tmp_path / "out" / f"{name}.png", draw()) for name in ("a", "b")]
+    original = tmp_path / "out" / there
+    original.parent.mkdir(exist_ok=True, parents=True)
+    original.write_bytes(b"an original")
+    for _ in range(2):
+        run = run_films(analyzer, films, tmp_path / "out", formats)
+        assert original.read_bytes() == b"an original"
+        assert (run["done"], run["failed"]) == ((2, 0) if formats == ["csv"] else (1, 1))
+    if run["failed"]:
+        error = rows(tmp_path / "out")[0]["error"]
+        assert error["code"] == "usage" and "did not make" in error["message"]
+
+
+def test_a_run_that_was_killed_knows_the_folders_that_it_made(
+    analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a\nb", "c")]
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "a").write_text("a file where the folder should be")
-    run = run_films(analyzer, films, out, ["json"])
-    assert (run["done"], run["failed"]) == (1, 1)
-    assert rows(out)[0]["error"]["code"] == "internal"
-    assert "Error: " in rows(out)[0]["error"]["message"]
+    run_films(analyzer, films[:1], out, ["json"])
+    with monkeypatch.context() as patch:
+        patch.setattr("lungscope.batch.write", lambda report, folder, formats, **_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            run_films(analyzer, films, out, ["json", "png"])
+    (out / "c").mkdir(exist_ok=True)
+    (out / "c" / "overlay.png").write_bytes(b"half of the killed run's")
+    (out / "c" / ".report.json.1.part").write_bytes(b"and a part")
+    assert run_films(analyzer, films, out, ["json"], resume=True)["done"] == 2
+    assert sorted(path.name for path in (out / "c").iterdir()) == ["report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["a\nb", "c", "results.jsonl", "run.json"]
+
+
+def test_two_runs_do_not_write_to_one_folder(analyzer: Analyzer, tmp_path: Path) -> None:
+    film = save(tmp_path / "film.png", draw())
+
+    def other(progress: object = None) -> None:
+        with pytest.raises(UsageError, match="another run is writing"):
+            run_films(analyzer, [film], tmp_path / "out", ["json"], resume=True)
+
+    run = run_films(analyzer, [film], tmp_path / "out", ["json"], progress=other)
+    assert run["done"] == 1
+    assert run_films(analyzer, [film], tmp_path / "out", ["json"], resume=True)["kept"] == 1
+
+
+def test_rows_that_something_else_took_are_missed(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b")]
+    other = tmp_path / "other"
+
+    def take() -> None:
+        other.touch()
+        other.replace(tmp_path / "out" / "results.jsonl")
+
+    with pytest.raises(LungscopeError, match="something else wrote"):
+        run_films(analyzer, films, tmp_path / "out", ["json"], progress=take)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_film_that_became_a_pipe_does_not_stop_what_is_resumed(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b")]
+    run_films(analyzer, films, tmp_path / "out", ["json"])
+    films[0].unlink()
+    os.mkfifo(films[0])
+    run = run_films(analyzer, films, tmp_path / "out", ["json"], resume=True)
+    assert (run["done"], run["failed"], run["kept"]) == (1, 1, 1)
+
+
+def test_results_behind_a_link_are_no_films(analyzer: Analyzer, tmp_path: Path) -> None:
+    film = save(tmp_path / "films" / "film.png", draw())
+    run_films(analyzer, [film], tmp_path / "films" / "results", ["json", "png"])
+    (tmp_path / "link").symlink_to(tmp_path / "films" / "results")
+    assert films_in([tmp_path / "films"], tmp_path / "link") == [film]
+    (tmp_path / "all").symlink_to(tmp_path / "films")
+    with pytest.raises(UsageError, match="is an input itself"):
+        films_in([tmp_path / "films"], tmp_path / "all")
+
+
+def test_names_say_nothing_to_the_terminal(tiny: Path, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "\x1b[31mred\x1b]0;pwn\x07.png", draw())
+    (tmp_path / "in" / "\x1b[31mbroken.png").write_text("no film")
+    save(tmp_path / "in" / "胸.png", draw())
+    command = [sys.executable, "-m", "lungscope.cli.main", "analyze", tmp_path / "in", "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--model", str(tiny)],
+        capture_output=True, env=environment() | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "\x1b[31m" not in done.stdout + done.stderr and "\\x1b[31mred" in done.stdout
+    missing = program("analyze", tmp_path / "\x1b[31mnone", "--out", tmp_path / "other", "--model", "\x1b[31mno")
+    assert missing.returncode == 3 and "\x1b" not in missing.stderr
 
 
 def test_many_films_are_not_kept(tiny: Path, tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ from rich.text import Text
 
 from lungscope.batch import run_films
 from lungscope.bundle import locate
-from lungscope.errors import MissingExtraError, UsageError, look_up
+from lungscope.errors import MissingExtraError, UsageError, look_up, printable
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
-from lungscope.readers import absolute, find, prepare, remote
+from lungscope.readers import find, prepare, remote
 from lungscope.report import DISCLAIMER
 from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS
 from lungscope.writers.json import RESULTS, dumps, read_rows
-from lungscope.writers.run import RUN_FORMATS, begin_run
+from lungscope.writers.run import RUN_FORMATS, check_run
 
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
@@ -138,8 +138,9 @@ def analyze(
             streams = cores() if len(films) > 1 else None
             analyzer = Analyzer(locate(model), device=device, precision=precision, streams=streams)
             work = partial(run_films, analyzer, list(map(Path, films)), out, formats, new_study=new_study)
+        check_run(formats)
         try:
-            begin_run(out, formats)
+            out.mkdir(parents=True, exist_ok=True)
             (out / RESULTS).open("ab").close()
         except OSError as error:
             reason = f"--out {out} can not be a folder: {error.strerror}."
@@ -185,7 +186,7 @@ def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
     Raises UsageError where nothing is left, or where `out` is an input itself: its films and results could not be told
     apart.
     """
-    results, named = absolute(out), [absolute(path) for path in inputs]
+    results, named = out.resolve(), [path.resolve() for path in inputs]
     if results in named and out.is_dir():
         raise UsageError(f"--out {out} is an input itself. Name another folder for the results.")
     inside = [path for path in named if path.is_relative_to(results)]
@@ -193,7 +194,7 @@ def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
     def is_film(path: Path) -> bool:
         return not path.is_relative_to(results) or any(path.is_relative_to(folder) for folder in inside)
 
-    films = [path for path in find(inputs) if is_film(absolute(path))]
+    films = [path for path in find(inputs) if is_film(path.resolve())]
     if not films:
         raise UsageError(f"No film in {', '.join(map(str, inputs))} but results in {out}. Name films, or their folder.")
     return films
@@ -238,6 +239,12 @@ def _bar(visible: bool) -> Progress:
     )
 
 
+def shown(text: str) -> str:
+    """`text`, which may hold names that strangers gave to files, as Rich is to print it: no markup, and nothing that a
+    terminal would obey."""
+    return escape(printable(text))
+
+
 def _show(run: dict[str, Any], rows: Sequence[dict[str, Any]] | None, out: Path) -> None:
     console = Console()
     if rows:
@@ -246,7 +253,7 @@ def _show(run: dict[str, Any], rows: Sequence[dict[str, Any]] | None, out: Path)
     kept = f"{run['kept']} of them by an earlier run, " if run["kept"] else ""
     console.print(
         f"{state}{run['done']} of {run['inputs']} films analysed, {kept}{run['failed']} failed, "
-        f"in {run['seconds']:.1f} s. Results: {escape(str(out))}",
+        f"in {run['seconds']:.1f} s. Results: {shown(str(out))}",
         highlight=False,
         soft_wrap=True,
     )
@@ -256,17 +263,17 @@ def _show(run: dict[str, Any], rows: Sequence[dict[str, Any]] | None, out: Path)
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("film", "class", "probability", "severity", "extent R / L", Column("notes", overflow="fold"))
     for row in rows:
-        film = escape(Path(row["path"]).name)
+        film = shown(Path(row["path"]).name)
         if row["status"] == "failed":
-            table.add_row(film, "[red]failed[/red]", "", "", "", escape(row["error"]["message"]))
+            table.add_row(film, "[red]failed[/red]", "", "", "", shown(row["error"]["message"]))
             continue
         table.add_row(
             film,
-            escape(_answer(row)),
+            shown(_answer(row)),
             "" if row["probabilities"] is None else f"{row['probabilities'][row['label']]:.1%}",
             "–" if row["severity"] is None else f"{row['severity']} of 18",
             " / ".join("–" if share is None else f"{share:.0f} %" for share in _extents(row)),
-            escape(", ".join(row["warnings"])),
+            ", ".join(row["warnings"]),
         )
     return table
 

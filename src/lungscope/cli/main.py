@@ -8,13 +8,14 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lungscope import __version__
-from lungscope.errors import EXIT_STATUS, LungscopeError, needs, status_of
+from lungscope.errors import EXIT_STATUS, LungscopeError, needs, printable, status_of
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ def root(
 def main() -> None:
     """Entry point. Exit status 0: all done; 1: some inputs failed; 2: usage; 3: nothing could run; 130: interrupted by
     Ctrl-C, 143 by SIGTERM, as shells have it (128 + the signal's number)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal can not show ends nothing
     try:
         app()
     except LungscopeError as error:
@@ -105,7 +109,7 @@ def main() -> None:
 
 
 def _complain(code: str, message: str) -> None:
-    print(f"lungscope: {message}", file=sys.stderr)
+    print(f"lungscope: {printable(message)}", file=sys.stderr)
     if "--json" in sys.argv:
         print(json.dumps({"error": {"code": code, "message": message}}))
 

@@ -116,17 +116,21 @@ def absolute(path: Path) -> Path:
 
 def _expand(path: Path, seen: set[Path]) -> list[Path]:
     """The files below `path`, passing over the folders in `seen`, which were listed before."""
-    try:
-        if not path.is_dir():
-            return [path]
-        real = path.resolve()
-        if real in seen:
-            return []
-        seen.add(real)
-        entries = _entries(path)
-    except OSError:
-        return [path]
-    return [film for entry in entries for film in _expand(path / entry.name, seen)]
+    films, waiting = list[Path](), [path]
+    while waiting:  # folders may lie deeper than Python recurses
+        path = waiting.pop()
+        try:
+            if not path.is_dir():
+                films.append(path)
+                continue
+            real = path.resolve()
+            if real in seen:
+                continue
+            seen.add(real)
+            waiting += [path / entry.name for entry in reversed(_entries(path))]
+        except OSError:
+            films.append(path)
+    return films
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

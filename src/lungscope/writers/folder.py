@@ -33,15 +33,14 @@ DEFAULT_FORMATS = ("json", "png", "html")
 
 
 def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bool = False) -> None:
-    """Write a film's results, in those of `formats` that are keys of `FORMATS`, into `folder`, over those of an earlier
-    run.
+    """Write a film's results, in those of `formats` that are keys of `FORMATS`, into `folder`, over files of these
+    names.
 
     report.json: `Report.to_json`. lungs.png: 8 bit, 0 or 255, source grid. saliency.npy: f32 [H, W], source grid, logit
     units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at. *.dcm:
     `lungscope.writers.dicom.objects`, which also says what new_study is and what is raised.
     """
     drawing = Drawing(report)
-    clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as beside:
         if "png" in formats:
@@ -71,10 +70,13 @@ def _write_overlay(drawing: Drawing, path: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the files that `write` makes: no file of an earlier run may pass for one of this run."""
+    """Remove the files that `write` makes, and what is left of those that it did not finish: no file of an earlier run
+    may pass for one of this run."""
     for names in FORMATS.values():
         for name in names:
             (folder / name).unlink(missing_ok=True)
+            for part in folder.glob(f".{name}.*.part"):
+                part.unlink(missing_ok=True)
 
 
 def encode_mask(mask: np.typing.NDArray[np.bool_]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -103,5 +104,7 @@ class Results:
         self._file.close()
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append a row."""
-        self._file.write((dumps(entry, indent=None) + "\n").encode("ascii"))
+        """Append a row. Raises OSError where it is not taken whole."""
+        data = (dumps(entry, indent=None) + "\n").encode("ascii")
+        if (written := self._file.write(data)) != len(data):
+            raise OSError(errno.ENOSPC, f"{self._file.name}: {written} of {len(data)} bytes of a row were written")
