@@ -335,7 +335,6 @@ def _finish(
                     f"{path}: its results would go to {folder}, which holds what lungscope did not make. Name another "
                     "--out."
                 )
-            clear(folder)
             write(result, folder, formats, new_study=new_study)
         except Exception as error:
             result = failure(path, error)

@@ -33,14 +33,15 @@ DEFAULT_FORMATS = ("json", "png", "html")
 
 
 def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bool = False) -> None:
-    """Write a film's results, in those of `formats` that are keys of `FORMATS`, into `folder`, over files of these
-    names.
+    """Write a film's results, in those of `formats` that are keys of `FORMATS`, into `folder`, over those of an earlier
+    run.
 
     report.json: `Report.to_json`. lungs.png: 8 bit, 0 or 255, source grid. saliency.npy: f32 [H, W], source grid, logit
     units of the predicted class (absent where the bundle only segments). overlay.png, report.html: to look at. *.dcm:
     `lungscope.writers.dicom.objects`, which also says what new_study is and what is raised.
     """
     drawing = Drawing(report)
+    clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as beside:
         if "png" in formats:
