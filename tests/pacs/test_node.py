@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pkgutil
 import resource
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import cv2
 import httpx
 import pytest
-from pydicom import Dataset, uid
+from pydicom import Dataset, dcmread, uid
 from pynetdicom import AE
 
 from bundles import write_bundle
@@ -30,6 +34,7 @@ from lungscope.pacs.send import DicomWeb, Tls, destination
 from lungscope.pacs.spool import STAGES, Spool
 from lungscope.pipeline import Analyzer
 from lungscope.readers.dicom import DECODERS, SOP_CLASSES
+from lungscope.writers.dicom import encode
 from peers import LOST, Archive, association, film, free_port, send, until
 from peers import Node as Program
 
@@ -74,6 +79,7 @@ def archive() -> Iterator[Archive]:
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_module, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(node_module, "LOOK", 0.05)
+    monkeypatch.setattr(node_module, "TRIES", 4)
     monkeypatch.setattr(node_module, "REFUSALS", 4)
 
 
@@ -261,6 +267,133 @@ def test_a_delivery_that_breaks_the_destination_holds_up_no_other(
             send(node.port, [film(number, PatientID=f"P{number}", StudyInstanceUID=f"1.2.3.{number}")])
         node.settled(results=1, sent=2)
         assert picky.taken == ["P1"] * len(KINDS) + ["P2"] * len(KINDS)
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_a_disk_that_fails_at_any_step(
+    analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """times: steps in a row that fail, the one that puts the film back among them."""
+    films = [(item.SOPInstanceUID, encode(item)) for item in (film(1), broken(2))]
+    steps, failing = count(), range(0)
+
+    def once_in_a_while(call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if failing and next(steps) in failing:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return call(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # nothing loses what it wrote here, and the walks are long
+    for name in ("fsync", "replace", "unlink", "mkdir"):
+        monkeypatch.setattr(os, name, once_in_a_while(getattr(os, name)))
+    for first in count():
+        spool, picky = Spool(tmp_path / str(first)), Picky()
+        node = Node(spool, analyzer, picky)
+        keys = [spool.receive(*item)[0] for item in films]
+        for key in keys:
+            spool.release(key)
+        steps, tries = count(), 0
+        while True:
+            tries, failing, found = tries + 1, range(first, first + times), True
+            with suppress(OSError):
+                found = node._analyse_next()
+            failing = range(0)
+            assert tries < 10, first
+            assert not any(spool.receive(*item)[1] for item in films), "a film that comes again was not lost"
+            while node._deliver_due():
+                pass
+            if not found:
+                break
+        assert picky.taken == ["P1"] * len(KINDS), first
+        names = {str(path.relative_to(spool.root)) for path in spool.root.rglob("*.*") if path.is_file()}
+        assert names == {f"sent/{keys[0]}.json", f"failed/{keys[1]}.json", f"failed/{keys[1]}.dcm"}, first
+        spool.close()
+        if next(steps) <= first:
+            break
+    assert first > 20, "every step on the way is a step that may fail"
+
+
+def test_a_film_that_can_not_be_read_now_is_read_later(
+    run: Callable[..., Any], archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes, reads = Path.read_bytes, count()
+    faults = {0: errno.EMFILE, 2: errno.ESTALE}  # the second when its header is read for the objects
+
+    def read(path: Path) -> bytes:
+        if path.parent.name == "analysing" and (number := faults.get(next(reads))):
+            raise OSError(number, os.strerror(number))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(sent=1)
+        assert 'lungscope_pacs_pauses_total{code="os"} 2.0' in httpx.get(f"{node.status}/metrics").text
+    assert archive.modalities == MODALITIES
+
+
+def no_memory() -> cv2.error:
+    error = cv2.error("Insufficient memory")
+    error.code, error.err = cv2.Error.StsNoMem, "Failed to allocate 1600000000 bytes"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("where", "uid_of", "error", "code"),
+    [
+        ("lungscope.readers.dicom.grey_scale", lambda item: item.SOPInstanceUID, MemoryError(), "memory"),
+        ("lungscope.readers.dicom.grey_scale", lambda item: item.SOPInstanceUID, no_memory(), "memory"),
+        ("lungscope.pipeline.inspect", lambda item: item.source.tags["SOPInstanceUID"], no_memory(), "memory"),
+        ("pathlib.Path.read_bytes", lambda path: path.name.partition("-")[0], OSError(errno.EIO, "No"), "os"),
+    ],
+)
+def test_a_film_that_is_too_much_for_the_machine_holds_up_no_other(
+    run: Callable[..., Any],
+    archive: Archive,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    uid_of: Callable[[Any], str],
+    error: Exception,
+    code: str,
+) -> None:
+    whole = pkgutil.resolve_name(where.replace(".Path", ":Path"))
+
+    def fails(item: Any) -> Any:
+        if uid_of(item) == film(1).SOPInstanceUID:
+            raise error
+        return whole(item)
+
+    monkeypatch.setattr(where, fails)
+    with run(archive.target) as node:
+        assert send(node.port, [film(1), film(2)]) == [0x0000, 0x0000]
+        node.settled(failed=1, sent=1)
+        assert node.reason()["code"] == code
+        assert f'lungscope_pacs_pauses_total{{code="{code}"}} 3.0' in httpx.get(f"{node.status}/metrics").text
+        monkeypatch.setattr(where, whole)
+        (put_away,) = (node.spool / "failed").glob("*.dcm")
+        put_away.rename(node.spool / "ready" / put_away.name)
+        until(lambda: len(node.files("sent")) == 2, "results")
+    assert archive.modalities == 2 * MODALITIES
+
+
+def test_results_that_can_not_be_held_in_memory_now_are_sent_later(
+    run: Callable[..., Any], archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = count()
+
+    def read(path: Path) -> Dataset:
+        if next(reads) < 2 * node_module.REFUSALS:
+            raise MemoryError
+        return dcmread(path)
+
+    monkeypatch.setattr(node_module, "dcmread", read)
+    monkeypatch.setattr(node_module, "LONGEST_PAUSE", 0.1)
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(sent=1)
+    assert archive.modalities == MODALITIES
 
 
 def test_no_authority_but_the_one_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,11 @@ def test_a_film_that_was_answered_is_not_analysed_again(spool: Spool) -> None:
 
 def test_the_oldest_film_comes_first(spool: Spool) -> None:
     keys = [ready(spool, f"1.2.{number}", bytes([number])) for number in (9, 3, 5)]
-    taken = [film.stem for film in iter(spool.take, None)]
+    taken = []
+    while film := spool.take():
+        assert spool.take() == film, "what is in hand comes before what waits"
+        taken.append(film.stem)
+        spool.fail(film, "quality", "Too dark.")
     assert taken == keys
 
 
@@ -86,6 +90,17 @@ def test_objects_are_sent_in_their_order(spool: Spool) -> None:
     spool.keep(film, {"report": b"3", "lungs": b"1", "overlay": b"2"}, {})
     (delivery,) = spool.deliveries()
     assert [path.read_bytes() for path in spool.objects(delivery)] == [b"3", b"1", b"2"]
+
+
+def test_results_that_wait_are_not_made_again(spool: Spool) -> None:
+    for data in (b"SR", b"another"):
+        (spool.root / "ready" / f"{KEY}.dcm").write_bytes(FILM)
+        film = spool.take()
+        assert film is not None
+        spool.keep(film, {"report": data}, {})
+        assert spool.take() is None
+    (delivery,) = spool.deliveries()
+    assert [path.read_bytes() for path in spool.objects(delivery)] == [b"SR"]
 
 
 @pytest.mark.parametrize("uid", ["../../x", "", ".1", "1.2/3", "1" * 65, "1.2.3\0"])

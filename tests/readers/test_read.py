@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +132,62 @@ def test_an_unreadable_folder_stays_and_the_others_go_on(tmp_path: Path, monkeyp
     assert find([tmp_path]) == [tmp_path / "film.png", tmp_path / "locked"]
     with pytest.raises(UnreadableFileError, match="locked: cannot be read: permission denied"):
         read(tmp_path / "locked")
+
+
+@pytest.mark.parametrize("call", ["stat", "open", "scandir"])
+@pytest.mark.parametrize(
+    ("number", "is_of_the_path"),
+    [
+        (errno.EMFILE, False),
+        (errno.EIO, False),
+        (errno.ESTALE, False),
+        (errno.ENOMEM, False),
+        (errno.EACCES, True),
+        (errno.EPERM, True),
+        (errno.ENAMETOOLONG, True),
+        (errno.ENOTDIR, True),
+    ],
+)
+def test_a_fault_of_the_machine_is_none_of_the_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, is_of_the_path: bool
+) -> None:
+    path = (
+        tmp_path
+        if call == "scandir"
+        else WRITERS["png8"](draw_chest(9, 9, np.random.default_rng(1)), tmp_path / "film")
+    )
+    module = io if call == "open" else os
+    whole = getattr(module, call)
+
+    def fails(name: object, *arguments: object, **options: object) -> object:
+        if str(name) == str(path):
+            raise OSError(number, os.strerror(number), str(name))
+        return whole(name, *arguments, **options)
+
+    monkeypatch.setattr(module, call, fails)
+    with pytest.raises(UnreadableFileError if is_of_the_path else OSError, match=re.escape(str(path))):
+        read(path)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="does not exist"):
+        read(tmp_path / "a\0b")
+    with pytest.raises(UnreadableFileError, match="too long"):
+        read(tmp_path / ("a" * 1000))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ModuleNotFoundError("No module named 'pylibjpeg'")])
+def test_a_machine_that_can_not_decode_says_nothing_of_the_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = WRITERS["dicom"](draw_chest(150, 130, np.random.default_rng(1)), tmp_path / "film")
+
+    def fails(dataset: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lungscope.readers.dicom.grey_scale", fails)
+    with pytest.raises(type(error)):
+        read(path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

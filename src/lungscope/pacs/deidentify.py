@@ -61,10 +61,10 @@ class Deidentifier:
                 file.write(os.urandom(32))
         return cls(path.read_bytes())
 
-    def objects(self, report: Report) -> dict[str, Dataset]:
+    def objects(self, report: Report, *, film: bytes | None = None) -> dict[str, Dataset]:
         """A report's objects without the patient. The table does not list all that a patient or study may have, so
-        nothing is taken of the film's header but what an object must have."""
-        return self.apply(objects(report, needed_only=True), report)
+        nothing is taken of the film's header but what an object must have. film: as for `writers.dicom.objects`."""
+        return self.apply(objects(report, film=film, needed_only=True), report)
 
     def apply(self, objects: Mapping[str, Dataset], report: Report) -> dict[str, Dataset]:
         """Copies of a report's objects, made with `needed_only`, without the patient.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
+import cv2
 from pydicom import dcmread
 
 from lungscope.errors import DeliveryError, RefusedError
@@ -30,6 +32,10 @@ LOGGER = logging.getLogger(__name__)
 LOOK = 0.5
 #: Seconds before the second try of what went wrong; twice as long with each try, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+#: No film and no result is to blame for these: a full disk, a broken installation, too little memory.
+FAULTS = (OSError, ImportError, MemoryError)
+#: A film that could not be read from the disk, or held in memory, this often is put away.
+TRIES = 10
 #: A delivery that was refused this often is put away.
 REFUSALS = 10
 #: So many deliveries in a row that fail before any gets through mean that the destination is away.
@@ -74,6 +80,8 @@ class Node:
         self._stop, self._films, self._results = Event(), Event(), Event()
         #: By the key of a delivery that failed: when it is due again, how often it failed, how often it was refused.
         self._waits: dict[str, tuple[float, int, int]] = {}
+        #: By the name of a film: how often it could not be read, or held in memory.
+        self._faults: Counter[str] = Counter()
         self._threads = [
             Thread(target=self._repeat, args=(step, wake), name=name, daemon=True)
             for name, step, wake in (
@@ -119,22 +127,23 @@ class Node:
         return well, {"status": "ok" if well else "broken", "works": works, "queue": queue}
 
     def _repeat(self, step: Callable[[], bool], wake: Event) -> None:
-        """Do `step` until the node stops, as fast as it finds work, with pauses where the machine does not do its part:
-        a full disk, a broken installation, a destination that is away. No film and no result is to blame for those."""
+        """Do `step` until the node stops, as fast as it finds work, with pauses where the machine does not do its part
+        (`FAULTS`) or the destination is away."""
         pause = FIRST_PAUSE
         while not self._stop.is_set():
             wake.clear()
             try:
                 found = step()
-            except (OSError, ImportError, DeliveryError) as error:
-                LOGGER.error("%s (again in %.0f s)", error, pause)
-                self._metrics.pauses.labels(getattr(error, "code", "os")).inc()
-                self._stop.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+            except (DeliveryError, *FAULTS) as error:
+                LOGGER.error("%s (again in %.0f s)", _words(error), pause)
+                self._metrics.pauses.labels(_code(error)).inc()
+            else:
+                pause = FIRST_PAUSE
+                if not found:
+                    wake.wait(LOOK)
                 continue
-            pause = FIRST_PAUSE
-            if not found:
-                wake.wait(LOOK)
+            self._stop.wait(pause)  # here, where the error and what it holds of a film are gone
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _analyse_next(self) -> bool:
         """Analyse the film that waited longest. False where none waits."""
@@ -142,28 +151,56 @@ class Node:
         if film is None:
             return False
         try:
-            with self._metrics.analysis_seconds.time():
-                files, facts = self._analyse(film)
-            self._spool.keep(film, files, facts)
-        except (OSError, ImportError):
-            with suppress(OSError):
+            self._answer(film)
+        except FAULTS:
+            with suppress(OSError):  # `take` finds it where it is
                 self._spool.put_back(film)
             raise
+        return True
+
+    def _answer(self, film: Path) -> None:
+        """Put the results of a film in line, or the film away. Raises `FAULTS`; but what goes wrong with reading and
+        analysing may be the film's own, and others wait behind it, so that it is put away after `TRIES`."""
+        try:
+            with self._metrics.analysis_seconds.time():
+                files, facts = self._analyse(film)
+        except ImportError:
+            raise
+        except (OSError, MemoryError) as error:
+            self._faults[film.name] += 1
+            if self._faults[film.name] < TRIES:
+                raise
+            self._put_away(
+                film,
+                _code(error),
+                f"{TRIES} tries to read and analyse this film failed ({_words(error)}). Look after the machine's disk "
+                "and memory, then move the film to ready/.",
+            )
         except Exception as error:
             result = failure(film, error)
-            self._spool.fail(film, result.code, result.message)
-            self._metrics.failed.labels(result.code).inc()
-            LOGGER.warning("failed (%s): %s", result.code, result.message)
+            self._put_away(film, result.code, result.message)
         else:
+            self._spool.keep(film, files, facts)
             self._metrics.analysed.inc()
             LOGGER.info("analysed %s", film.stem)
             self._results.set()
-        return True
+        del self._faults[film.name]
+
+    def _put_away(self, film: Path, code: str, message: str) -> None:
+        self._spool.fail(film, code, message)
+        self._metrics.failed.labels(code).inc()
+        LOGGER.warning("failed (%s): %s", code, message)
 
     def _analyse(self, film: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The files to send for a film, by kind, and what the journal is to say of it."""
-        report = self._analyzer.analyze(film)
-        made = objects(report) if self._deidentifier is None else self._deidentifier.objects(report)
+        try:
+            report = self._analyzer.analyze(film)
+            data = film.read_bytes()  # `objects` would take a fault of the disk for one of the film
+            made = (self._deidentifier.objects if self._deidentifier else objects)(report, film=data)
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError(error.err) from error
+            raise
         facts = {
             "sop_instance_uid": report.source.tags.get("SOPInstanceUID"),
             "sha256": report.source.sha256,
@@ -179,7 +216,7 @@ class Node:
         """Send every delivery that is due. False where none is. Raises DeliveryError where the destination is away: the
         first ones fail, and none gets through. One that fails among others waits alone."""
         due = [path for path in self._spool.deliveries() if self._waits.get(path.name, (0, 0, 0))[0] <= monotonic()]
-        failed: dict[Path, DeliveryError | OSError] = {}
+        failed: dict[Path, Exception] = {}
         through = False
         for delivery in due:
             if self._stop.is_set():
@@ -193,7 +230,7 @@ class Node:
             except RefusedError as error:
                 through = True
                 self._refused(delivery, error)
-            except (DeliveryError, OSError) as error:
+            except (DeliveryError, *FAULTS) as error:
                 failed[delivery] = error
                 if not through and len(failed) == FIRST_ONES:
                     raise
@@ -223,8 +260,8 @@ class Node:
         """Let a delivery wait, longer each time, without the others waiting for it."""
         _, times, refusals = self._waits.get(delivery.name, (0.0, 0, 0))
         pause = min(FIRST_PAUSE * 2 ** min(times + 1, 10), LONGEST_PAUSE)
-        self._metrics.pauses.labels(getattr(error, "code", "os")).inc()
-        LOGGER.warning("%s (%s again in %.0f s)", error, delivery.name, pause)
+        self._metrics.pauses.labels(_code(error)).inc()
+        LOGGER.warning("%s (%s again in %.0f s)", _words(error), delivery.name, pause)
         self._waits[delivery.name] = monotonic() + pause, times + 1, refusals + isinstance(error, RefusedError)
 
     def _refused(self, delivery: Path, error: RefusedError) -> None:
@@ -238,3 +275,13 @@ class Node:
         self._waits.pop(delivery.name, None)
         self._spool.refuse(delivery, error.code, str(error))
         self._metrics.failed.labels(error.code).inc()
+
+
+def _code(error: Exception) -> str:
+    """What the numbers and failed/ call an error that the node pauses for."""
+    return "memory" if isinstance(error, MemoryError) else getattr(error, "code", "os")
+
+
+def _words(error: Exception) -> str:
+    """MemoryError has none of its own where Python raises it."""
+    return str(error) or type(error).__name__

@@ -97,7 +97,12 @@ class Spool:
             _move(self._film("incoming", key), self._film("ready", key))
 
     def take(self) -> Path | None:
-        """The film that has waited longest, moved into analysing/; None where none waits."""
+        """The film that has waited longest, moved into analysing/; None where none waits.
+
+        What is in analysing/ without an answer comes first: the disk failed before an earlier one was put back.
+        """
+        if in_hand := self._in_hand():
+            return in_hand[0]
         films = [path for path in self._listed("ready") if path.suffix == ".dcm"]
         if not films:
             return None
@@ -105,8 +110,10 @@ class Spool:
         return _move(film, self._film("analysing", _key(film)))
 
     def put_back(self, film: Path) -> None:
-        """Let `film`, which `take` returned, wait again."""
-        _move(film, self._film("ready", _key(film)))
+        """Let `film`, which `take` returned, wait again. Where its answer is there, it is let go of."""
+        with self._receiving:  # `knows` could miss a film that goes back
+            if film in self._in_hand():
+                _move(film, self._film("ready", _key(film)))
 
     def fail(self, film: Path, code: str, message: str) -> None:
         """Put `film`, which `take` returned, away for good, with the reason beside it."""
@@ -121,17 +128,18 @@ class Spool:
         objects: bytes of DICOM files by name, in the order in which they are to be sent. facts: for the journal.
         """
         key = _key(film)
-        folder = self.root / "results" / f".{key}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-        for number, (name, data) in enumerate(objects.items(), start=1):
-            with whole_file(folder / f"{number}-{name}{WAITING}", durable=True) as file:
-                file.write(data)
-        with whole_file(folder / FACTS, durable=True) as file:
-            file.write(_json(facts))
-        _move(folder, self.root / "results" / key)
-        film.unlink()
-        self._starts(key).unlink(missing_ok=True)
+        target, folder = self.root / "results" / key, self.root / "results" / f".{key}"
+        if not target.exists():  # else they are the film's own, of an earlier try
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            for number, (name, data) in enumerate(objects.items(), start=1):
+                with whole_file(folder / f"{number}-{name}{WAITING}", durable=True) as file:
+                    file.write(data)
+            with whole_file(folder / FACTS, durable=True) as file:
+                file.write(_json(facts))
+            folder.replace(target)
+        sync_folder(target.parent)
+        self._let_go(film)
 
     # Results
 
@@ -168,12 +176,7 @@ class Spool:
         for stage in STAGES:
             for path in (self.root / stage).glob(".*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for film in self._listed("analysing"):
-            if film.suffix != ".dcm":
-                continue
-            if self._past_analysis(_key(film)):
-                film.unlink()
-                continue
+        for film in self._in_hand():
             with self._starts(_key(film)).open("ab") as file:
                 file.write(b".")
                 starts = file.tell()
@@ -189,6 +192,20 @@ class Spool:
         for note in (self.root / "failed").glob("*.json"):
             if not note.with_suffix(".dcm").exists() and not note.with_suffix("").exists():
                 note.unlink()
+
+    def _in_hand(self) -> list[Path]:
+        """The films in analysing/; those whose answer is there are let go of, once it is sure to be on the disk."""
+        films = [path for path in self._listed("analysing") if path.suffix == ".dcm"]
+        answered = {film for film in films if self._past_analysis(_key(film))}
+        for film in answered:
+            for stage in ("results", "sent", "failed"):
+                sync_folder(self.root / stage)
+            self._let_go(film)
+        return [film for film in films if film not in answered]
+
+    def _let_go(self, film: Path) -> None:
+        film.unlink()
+        self._starts(_key(film)).unlink(missing_ok=True)
 
     def _past_analysis(self, key: str) -> bool:
         return any(

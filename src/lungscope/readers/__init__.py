@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from threading import Thread
 
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
@@ -20,30 +22,41 @@ __all__ = ["decode", "find", "prepare", "read"]
 #: Bytes from which hashing takes longer than starting a thread that does it beside decoding.
 _LARGE = 2**20
 
+#: What the system answers where nothing is behind a path (EINVAL: Windows, to a name that no file can have), and where
+#: something is that can not be read as a file. Anything else is a fault of the machine.
+_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+_NO_FILE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENAMETOOLONG)
+
 
 def read(path: str | os.PathLike[str]) -> Radiograph:
     """Read one film file. Its content decides what it is, never its name.
 
     Raises UnreadableFileError for what is missing, a folder, not permitted, empty, broken or no image;
-    UnsupportedImageError for an image that is no single grey radiograph. Both name the file.
+    UnsupportedImageError for an image that is no single grey radiograph. Both name the file. OSError, MemoryError and
+    ImportError are faults of the machine, which say nothing of the film.
     """
     path = Path(path)
     try:
-        if path.is_dir():
+        about = path.stat()  # `exists` and its like have no word for faults of the machine from Python 3.14 on
+        if S_ISDIR(about.st_mode):
             _entries(path)  # raises where the folder cannot be listed
             what = "holds no film file" if find([path]) == [path] else "is a folder"
             raise UnreadableFileError(f"{path}: {what}. Give a film file, or a folder with films in it.")
-        if not path.exists():
-            looping = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
-            raise UnreadableFileError(f"{path}: {looping}. Check the path.")
-        if not path.is_file():
+        if not S_ISREG(about.st_mode):
             raise UnreadableFileError(f"{path}: is a device, pipe or socket. Give a film file.")
-        if path.stat().st_size > MAX_BYTES:
+        if about.st_size > MAX_BYTES:
             raise UnsupportedImageError(
-                f"{path}: has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read. Give a single film."
+                f"{path}: has {about.st_size:,} bytes; at most {MAX_BYTES:,} are read. Give a single film."
             )
         data = path.read_bytes()
+    except ValueError as error:  # a NUL in its name
+        raise UnreadableFileError(f"{path}: does not exist. Check the path.") from error
     except OSError as error:
+        if error.errno in _NOTHING:
+            what = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+            raise UnreadableFileError(f"{path}: {what}. Check the path.") from error
+        if error.errno not in _NO_FILE:
+            raise
         reason = (error.strerror or str(error)).lower()
         raise UnreadableFileError(f"{path}: cannot be read: {reason}. Check the path and its permissions.") from error
     return decode(data, str(path), path=path)

@@ -125,15 +125,18 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode the bytes of a DICOM file; `name` is what errors call it.
 
     Raises UnreadableFileError (broken, cut short) or UnsupportedImageError (another modality, colour, several frames,
-    a compression that is not read, more than 16 bits, too large).
+    a compression that is not read, more than 16 bits, too large); MemoryError and ImportError, which say nothing of the
+    film.
     """
     try:
         return _decode(data, name, max_pixels)
-    except InputError:
+    except (InputError, ImportError, MemoryError):
         raise
     except InvalidDicomError as error:
         raise UnreadableFileError(f"{name}: begins like DICOM but is not. Export the film again.") from error
     except Exception as error:  # pydicom and the codecs let nearly every type escape from a broken file
+        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{name}: {error.err}") from error
         raise UnreadableFileError(
             f"{name}: is a DICOM file that is broken or cut short ({error}). Export or copy the film again."
         ) from error
