@@ -178,9 +178,6 @@ def test_nothing_is_left_when_it_is_stopped(
     with serving("--model", tiny) as server:
         answer = httpx.post(f"{server.url}v1/analyses?wait=true", files={"file": ("a.png", film)}, timeout=60)
         assert answer.status_code == 200
-        deadline = time.monotonic() + 10
-        while not list(tmp_path.rglob("*.npy")) and time.monotonic() < deadline:
-            time.sleep(0.02)
         (folder,) = tmp_path.glob("lungscope-serve-*")
         assert folder.stat().st_mode & 0o077 == 0, "nobody else can look into it"
         assert list(folder.rglob("*.npy"))
