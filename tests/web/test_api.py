@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -390,16 +391,34 @@ def test_results_go_with_time_and_for_newer_ones(
         assert client.get(f"{FILM}/{keys[-1]}").status_code == 200
 
 
-def test_keep_writes_every_part_and_nothing_else_stays(analyzer: Analyzer, film: bytes, tmp_path: Path) -> None:
-    app = create_app(analyzer, keep=tmp_path / "kept")
-    with TestClient(app, base_url="http://localhost") as client:
-        key = send(client, film, "a.b.png").json()["id"]
-        folder = tmp_path / "kept" / f"a.b-{key[:8]}"
-        deadline = time.monotonic() + 20
-        while not (folder / "report.dcm").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+@pytest.mark.parametrize(
+    ("name", "stem"), [("a.b.png", "a.b"), ("胸部正面" * 25 + ".png", "胸部正面" * 16 + "胸部")], ids=["short", "long"]
+)
+def test_keep_writes_every_part_and_nothing_else_stays(
+    analyzer: Analyzer, film: bytes, tmp_path: Path, name: str, stem: str
+) -> None:
+    kept = tmp_path / "kept"
+    with TestClient(create_app(analyzer, keep=kept), base_url="http://localhost") as client:
+        key = send(client, film, name).json()["id"]
+    (folder,) = kept.iterdir()
+    assert folder.name == f"{stem}-{key[:8]}"
     assert {path.name for path in folder.iterdir()} == set(PARTS)
-    assert json.loads((folder / "report.json").read_text())["source"]["path"] == "a.b.png"
+    assert json.loads((folder / "report.json").read_text())["source"]["path"] == name
+
+
+def test_keep_goes_on_after_a_part_that_fails(
+    analyzer: Analyzer, film: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(job: jobs.Job, report: Report) -> bytes:
+        raise TypeError("two values where one is allowed")
+
+    monkeypatch.setitem(PARTS, "film.png", replace(PARTS["film.png"], make=broken))
+    kept = tmp_path / "kept"
+    with TestClient(create_app(analyzer, keep=kept), base_url="http://localhost") as client:
+        send(client, film)
+    (folder,) = kept.iterdir()
+    assert {path.name for path in folder.iterdir()} == set(PARTS) - {"film.png"}
+    assert f"{folder / 'film.png'} was not written" in caplog.text and "two values" in caplog.text
 
 
 def test_what_is_done_is_kept_when_the_server_stops(
