@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import platform
+import signal
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -59,8 +60,8 @@ def serve(
 ) -> None:
     """Serve the web page and the API.
 
-    Nothing leaves this machine, and results go when the visit ends, unless --keep names a folder. Stop it with Ctrl-C.
-    Exit status: 0 stopped, 2 usage, 3 nothing could run.
+    Nothing leaves this machine, and results go when the visit ends, unless --keep names a folder. Stop it with Ctrl-C
+    or SIGTERM: exit status 0. 2: usage. 3: nothing could run.
 
     Research software, not a medical device. Not for diagnosis.
     """
@@ -85,20 +86,28 @@ def serve(
         kept_seconds=60 * ttl,
     )
     application = create_app(analyzer, limits=limits, hosts=allow_host or (), workers=workers, keep=keep, demo=demo)
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=behind_proxy,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     with _listen(host, port) as listener:
+        # uvicorn raises the signal that ended it once more, and by itself that would be the exit status.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
         url = _url(listener)
         if as_json:
             typer.echo(json.dumps({"url": url}))
         else:
             _greet(url, host)
-        config = uvicorn.Config(
-            application,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=behind_proxy,
-            timeout_graceful_shutdown=GRACE,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _give_memory_back() -> None:
