@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import socket
 import threading
@@ -24,7 +25,7 @@ from films import draw
 from lungscope.cli.analyze import demo_film
 from lungscope.pipeline import Analyzer
 from lungscope.readers import decode
-from programs import program
+from programs import program, python
 
 UPLOAD_MB = 4
 #: What may stay above the level before, in megabytes: heaps of threads that were not there before.
@@ -116,6 +117,26 @@ def test_a_flood_with_hostile_films_in_it(serve: Serve, tiny: Path, analyzer: An
         while server.memory() > before + SLACK_MB and time.monotonic() < deadline:
             time.sleep(0.2)
         assert server.memory() < before + SLACK_MB
+
+
+FAULTS = """
+import resource, uvicorn
+from lungscope.cli.serve import app
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(b"1") * 2**23 for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+uvicorn.Server.run = lambda self, sockets: print(faults(), faults(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to give memory back")
+def test_freed_arrays_go_back_to_the_system(tiny: Path) -> None:
+    done = python(f"{FAULTS}app(['--model', {str(tiny)!r}, '--port', '0'])")
+    assert done.returncode == 0, done.stderr
+    assert min(map(int, done.stdout.splitlines()[-1].split())) > 1000, "pages that went come back cleared"
 
 
 def test_an_endless_upload_is_cut_off(serve: Serve, tiny: Path) -> None:

@@ -65,8 +65,8 @@ def serve(
 
     Research software, not a medical device. Not for diagnosis.
     """
-    _give_memory_back()
     analyzer = Analyzer(locate(model), device=device, precision=precision)
+    _give_memory_back()
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,8 @@ def serve(
 def _give_memory_back() -> None:
     """Let glibc take every array from the system and give it back when it is freed.
 
-    By itself it keeps freed blocks of up to 32 MB in a heap for each thread: after a flood of films that is a gigabyte.
+    An `Analyzer` has it keep freed blocks of up to 32 MB, in a heap for each thread, for a batch that goes on. A server
+    waits most of the time, and after a flood of films that is half a gigabyte. What is set last counts.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
