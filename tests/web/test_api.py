@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,13 @@ def refused(answer: Response, status: int, code: str) -> str:
     assert body["error"]["code"] == code, body
     assert {name: answer.headers[name] for name in HEADERS} == HEADERS
     return str(body["error"]["message"])
+
+
+def settle(client: TestClient) -> None:
+    """Until no film is worked on, nor written anywhere."""
+    deadline = time.monotonic() + 20
+    while client.get("/healthz").json()["waiting"] and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +246,50 @@ def test_a_film_that_failed_says_so_wherever_it_is_asked_for(client: TestClient)
     refused(client.get(f"{FILM}/{sent['id']}/film.png"), 422, "unreadable")
 
 
+def test_a_result_that_the_disk_has_no_room_for_failed(
+    client: TestClient, film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(report: Report, folder: Path) -> Report:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jobs, "park", full)
+    before = client.get("/metrics").text
+    assert "failed (OSError)" in refused(send(client, film), 500, "internal")
+    sent = client.post(FILM, files={"file": ("film.png", film)}).json()
+    events = client.get(f"{FILM}/{sent['id']}/events").text
+    assert [name for name in jobs.FINISHED if f"event: {name}" in events] == ["failed"]
+    refused(client.get(f"{FILM}/{sent['id']}/report.json"), 500, "internal")
+    outcome = 'lungscope_analyses_total{outcome="done"}'
+    assert [line for line in before.splitlines() if line.startswith(outcome)] == [
+        line for line in client.get("/metrics").text.splitlines() if line.startswith(outcome)
+    ]
+
+
+def test_a_result_that_is_told_stays_whatever_fails_after_it(
+    client: TestClient, film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(jobs.Jobs, "_make_room", broken)
+    answer = send(client, film)
+    assert answer.status_code == 200
+    settle(client)
+    assert client.get(f"{FILM}/{answer.json()['id']}").json() == answer.json()
+    assert part(client, answer, "lungs.png").status_code == 200
+
+
+def test_one_step_is_the_last(tmp_path: Path) -> None:
+    job = jobs.Job("key", "film.png", tmp_path)
+
+    async def told() -> list[str]:
+        return [step["status"] async for step in job.events() if step is not None]
+
+    for status in ("running", "done", "deleted"):
+        job.note(status)
+    assert anyio.run(told) == ["queued", "running", "done"]
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -338,16 +391,46 @@ def test_results_go_with_time_and_for_newer_ones(
         assert client.get(f"{FILM}/{keys[-1]}").status_code == 200
 
 
-def test_keep_writes_every_part_and_nothing_else_stays(analyzer: Analyzer, film: bytes, tmp_path: Path) -> None:
-    app = create_app(analyzer, keep=tmp_path / "kept")
-    with TestClient(app, base_url="http://localhost") as client:
-        key = send(client, film, "a.b.png").json()["id"]
-        folder = tmp_path / "kept" / f"a.b-{key[:8]}"
-        deadline = time.monotonic() + 20
-        while not (folder / "report.dcm").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+@pytest.mark.parametrize(
+    ("name", "stem"), [("a.b.png", "a.b"), ("胸部正面" * 25 + ".png", "胸部正面" * 16 + "胸部")], ids=["short", "long"]
+)
+def test_keep_writes_every_part_and_nothing_else_stays(
+    analyzer: Analyzer, film: bytes, tmp_path: Path, name: str, stem: str
+) -> None:
+    kept = tmp_path / "kept"
+    with TestClient(create_app(analyzer, keep=kept), base_url="http://localhost") as client:
+        key = send(client, film, name).json()["id"]
+    (folder,) = kept.iterdir()
+    assert folder.name == f"{stem}-{key[:8]}"
     assert {path.name for path in folder.iterdir()} == set(PARTS)
-    assert json.loads((folder / "report.json").read_text())["source"]["path"] == "a.b.png"
+    assert json.loads((folder / "report.json").read_text())["source"]["path"] == name
+
+
+def test_keep_goes_on_after_a_part_that_fails(
+    analyzer: Analyzer, film: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(job: jobs.Job, report: Report) -> bytes:
+        raise TypeError("two values where one is allowed")
+
+    monkeypatch.setitem(PARTS, "film.png", replace(PARTS["film.png"], make=broken))
+    kept = tmp_path / "kept"
+    with TestClient(create_app(analyzer, keep=kept), base_url="http://localhost") as client:
+        send(client, film)
+    (folder,) = kept.iterdir()
+    assert {path.name for path in folder.iterdir()} == set(PARTS) - {"film.png"}
+    assert f"{folder / 'film.png'} was not written" in caplog.text and "two values" in caplog.text
+
+
+def test_what_is_done_is_kept_when_the_server_stops(
+    analyzer: Analyzer, film: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "kept"
+    with TestClient(create_app(analyzer, keep=kept, workers=1), base_url="http://localhost") as client:
+        keys = [client.post(FILM, files={"file": ("film.png", film)}).json()["id"] for _ in range(4)]
+        assert "event: done" in client.get(f"{FILM}/{keys[-1]}/events").text
+    folders = {folder.name: {path.name for path in folder.iterdir()} for folder in kept.iterdir()}
+    assert folders == {f"film-{key[:8]}": set(PARTS) for key in keys}
+    assert not caplog.records
 
 
 def test_a_full_queue_and_a_fast_client_are_told_to_wait(analyzer: Analyzer, film: bytes) -> None:

@@ -19,6 +19,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 from serving import Serve, Server, encoded, serving
+from tests.corpus import as_integers, make_dicom, save_dicom
 
 from films import draw
 from lungscope.cli.analyze import demo_film
@@ -251,6 +252,27 @@ def test_two_films_side_by_side_move_together(open_page: Open, film: bytes) -> N
     assert (pixels(page, 0) != left).any()
     page.locator("figcaption select").nth(1).select_option(label="one.png")
     expect(page.locator("#panel .film-name")).to_have_text("one.png")
+
+
+def test_a_mirrored_film_has_its_sides_where_its_header_says(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    films = {
+        name: save_dicom(make_dicom(as_integers(draw(), 12), PatientOrientation=rows), tmp_path / name).read_bytes()
+        for name, rows in (("plain.dcm", ["L", "F"]), ("mirrored.dcm", ["R", "F"]))
+    }
+    choose(page, *films.items())
+    expect(page.locator("#list li.done")).to_have_count(2, timeout=30_000)
+    page.click("#compare")
+    for name in films:
+        wait_for(page, name)
+
+    def middle(number: int, selector: str) -> float:
+        box = page.locator(".pane").nth(number).locator(selector).bounding_box()
+        assert box is not None
+        return box["x"] + box["width"] / 2
+
+    assert middle(0, ".side.right") < middle(0, "canvas") < middle(0, ".side.left")
+    assert middle(1, ".side.left") < middle(1, "canvas") < middle(1, ".side.right")
 
 
 def test_what_can_not_be_analysed_says_why_and_the_rest_goes_on(open_page: Open, film: bytes) -> None:

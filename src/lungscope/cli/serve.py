@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import platform
+import signal
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -59,13 +60,13 @@ def serve(
 ) -> None:
     """Serve the web page and the API.
 
-    Nothing leaves this machine, and results go when the visit ends, unless --keep names a folder. Stop it with Ctrl-C.
-    Exit status: 0 stopped, 2 usage, 3 nothing could run.
+    Nothing leaves this machine, and results go when the visit ends, unless --keep names a folder. Stop it with Ctrl-C
+    or SIGTERM: exit status 0. 2: usage. 3: nothing could run.
 
     Research software, not a medical device. Not for diagnosis.
     """
-    _give_memory_back()
     analyzer = Analyzer(locate(model), device=device, precision=precision)
+    _give_memory_back()
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)
@@ -85,26 +86,35 @@ def serve(
         kept_seconds=60 * ttl,
     )
     application = create_app(analyzer, limits=limits, hosts=allow_host or (), workers=workers, keep=keep, demo=demo)
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=behind_proxy,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     with _listen(host, port) as listener:
+        # uvicorn raises the signal that ended it once more, and by itself that would be the exit status.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
         url = _url(listener)
         if as_json:
             typer.echo(json.dumps({"url": url}))
         else:
             _greet(url, host)
-        config = uvicorn.Config(
-            application,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=behind_proxy,
-            timeout_graceful_shutdown=GRACE,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _give_memory_back() -> None:
     """Let glibc take every array from the system and give it back when it is freed.
 
-    By itself it keeps freed blocks of up to 32 MB in a heap for each thread: after a flood of films that is a gigabyte.
+    An `Analyzer` has it keep freed blocks of up to 32 MB, in a heap for each thread, for a batch that goes on. A server
+    waits most of the time, and after a flood of films that is half a gigabyte. What is set last counts.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)

@@ -150,7 +150,7 @@ def create_app(
         sweeper = asyncio.create_task(jobs.sweep())
         yield
         sweeper.cancel()
-        jobs.close()
+        await jobs.close()
 
     app = FastAPI(
         title="lungscope",

@@ -87,14 +87,16 @@ class Job:
         changed.set()
 
     async def events(self) -> AsyncIterator[dict[str, Any] | None]:
-        """Every step so far, then each as it comes, to the last; None whenever `KEEP_ALIVE` seconds brought none."""
+        """Every step so far, then each as it comes, to the first that finishes it; None whenever `KEEP_ALIVE` seconds
+        brought none."""
         told = 0
         while True:
             while told < len(self._history):
-                yield self._history[told]
+                step = self._history[told]
+                yield step
+                if step["status"] in FINISHED:
+                    return
                 told += 1
-            if self.finished:
-                return
             try:
                 async with asyncio.timeout(KEEP_ALIVE):
                     await self._changed.wait()
@@ -190,25 +192,20 @@ class Jobs:
             for job in [job for job in self._jobs.values() if job.finished and job.touched < oldest]:
                 self.delete(job)
 
-    def close(self) -> None:
-        """Stop taking films, wait for the threads, and remove every file."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    async def close(self) -> None:
+        """Forget films that wait, finish those that are worked on, write what is to stay, and remove every file."""
+        for job in [job for job in self._jobs.values() if not job.finished]:
+            self.delete(job)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for job in list(self._jobs.values()):
             self.delete(job)
+        self._pool.shutdown()
         self._folder.cleanup()
 
     async def _run(self, job: Job, upload: Upload) -> None:
         loop = asyncio.get_running_loop()
         try:
-            parked = await loop.run_in_executor(self._pool, self._analyze, job, upload, loop.call_soon_threadsafe)
-            if parked is not None:
-                if job.status == "done":
-                    job.report = parked
-                # Before its files count as stored, so that they are there for as long as they are written from.
-                await loop.run_in_executor(self._pool, self._write, job, parked)
-                if job.status == "done":
-                    job.stored = sum(path.stat().st_size for path in job.folder.iterdir())
-                    self._make_room(job)
+            made = await loop.run_in_executor(self._pool, self._analyze, job, upload, loop.call_soon_threadsafe)
         except LungscopeError as error:
             self._fail(job, error)
         except Exception as error:
@@ -217,6 +214,14 @@ class Jobs:
             self._fail(
                 job, LungscopeError(f"{job.name}: failed ({kind}). The server's log says where.", code="internal")
             )
+        else:
+            if made is not None:
+                self._done(job, *made)
+                # Before its files count as stored, so that they are there for as long as they are written from.
+                await loop.run_in_executor(self._pool, self._write, job, made[0])
+                if job.status == "done":
+                    job.stored = sum(path.stat().st_size for path in job.folder.iterdir())
+                    self._make_room(job)
         finally:
             self._taken -= 1
             if job.status in ("failed", "deleted"):
@@ -237,8 +242,13 @@ class Jobs:
         job.error, job.report, job.document = error, None, None
         job.note("failed")
 
-    def _analyze(self, job: Job, upload: Upload, on_loop: Callable[..., object]) -> Report | None:
-        """Analyse a film, tell its report, then put that into files. Runs on one of the pool's threads."""
+    def _analyze(
+        self, job: Job, upload: Upload, on_loop: Callable[..., object]
+    ) -> tuple[Report, dict[str, Any]] | None:
+        """Analyse a film and put its report into files; that and its document, None where the film was deleted before.
+
+        Runs on one of the pool's threads. Raises what the reader and the analyzer do, and OSError where a disk is full.
+        """
 
         def progress(stage: str) -> None:
             on_loop(job.note, "running", stage)
@@ -254,8 +264,7 @@ class Jobs:
             job.upload.write_bytes(data)
         del data
         report = self._analyzer.analyze(film, progress=progress)
-        on_loop(self._done, job, report, report.to_json())
-        return park(report, job.folder)
+        return park(report, job.folder), report.to_json()
 
     def _write(self, job: Job, report: Report) -> None:
         """Write what is to stay. Where that fails the result can still be asked for, and the log says why."""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lungscope.errors import LungscopeError, NotFoundError
+from lungscope.errors import NotFoundError
 from lungscope.report import Report
 from lungscope.stages.localization import Saliency
 from lungscope.stages.segmentation import Mask
@@ -30,6 +30,9 @@ from lungscope.writers.overlay import EVIDENCE_SCALE, heat_layer, png, render, r
 FILM_SIDE, HEAT_SIDE = 2048, 512
 #: How far an outline in layers.json may be from the mask's, as a share of the film's longer side.
 OUTLINE_TOLERANCE = 0.0005
+
+#: Bytes of a film's stem in its folder's name: file systems take 255 for all of it, and some letters are four.
+STEM_BYTES = 200
 
 #: zlib's fastest level: a film is encoded to be sent once.
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -156,17 +159,22 @@ def _dicom(kind: str) -> Callable[[Job, Report], bytes]:
 
 
 def write_all(job: Job, report: Report, root: Path) -> None:
-    """Write every part that there is into a folder of its own in `root`."""
-    folder = root / f"{folder_names([Path(job.name)])[0]}-{job.key[:8]}"
+    """Write every part that there is into a folder of its own in `root`. One that fails is logged; the others follow.
+
+    Raises OSError where there can be no folder.
+    """
+    stem = folder_names([Path(job.name)])[0].encode()[:STEM_BYTES].decode(errors="ignore")
+    folder = root / f"{stem}-{job.key[:8]}"
     folder.mkdir(parents=True)
     for name, part in PARTS.items():
         try:
             data = part.make(job, report)
-        except LungscopeError as error:
+            with whole_file(folder / name) as file:
+                file.write(data)
+        except NotFoundError as error:
             _log.info("%s was not written: %s", name, error)
-            continue
-        with whole_file(folder / name) as file:
-            file.write(data)
+        except Exception:
+            _log.exception("%s was not written", folder / name)
 
 
 _DICOM = "application/dicom"
