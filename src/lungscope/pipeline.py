@@ -220,11 +220,13 @@ class Analyzer:
 
 
 def failure(item: Radiograph | Path | str, error: Exception) -> Failure:
-    """The Failure that `error` is for `item`; an error out of the tree in errors.py is "internal", with its type."""
+    """The Failure that `error` is for `item`; an error out of the tree in errors.py has its own code, one of the system
+    is "os" or "memory", any other "internal", with its type."""
     path = item.source.path or Path("-") if isinstance(item, Radiograph) else Path(item)
     if isinstance(error, LungscopeError):
         return Failure(path, error.code, str(error))
-    return Failure(path, "internal", f"{type(error).__name__}: {error}")
+    code = "os" if isinstance(error, OSError) else "memory" if isinstance(error, MemoryError) else "internal"
+    return Failure(path, code, f"{type(error).__name__}: {error}")
 
 
 class _Clock:

@@ -46,11 +46,11 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode the bytes of a raster file; `name` is what errors call it.
 
     Raises UnreadableFileError (no such image, or a broken one) or UnsupportedImageError (colour, several pages, 1 or
-    32 bits, floats beyond 0..1, too large).
+    32 bits, floats beyond 0..1, too large); MemoryError and ImportError, which say nothing of the film.
     """
     try:
         return _decode(data, name, max_pixels)
-    except (InputError, ImportError):
+    except (InputError, ImportError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnsupportedImageError(
@@ -63,6 +63,8 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
             f"Films are read from {', '.join(FORMATS)} and DICOM."
         ) from error
     except Exception as error:  # Pillow's plugins let nearly every type escape from a broken file
+        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{name}: {error.err}") from error
         raise UnreadableFileError(
             f"{name}: begins like an image but is broken or cut short ({error}). Export or copy the film again."
         ) from error
