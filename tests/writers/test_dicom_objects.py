@@ -346,6 +346,12 @@ def test_evidence_too_weak_to_be_stored_is_no_failure(analyzer: Analyzer, tmp_pa
     assert not dcmread(tmp_path / "out" / "saliency.dcm").pixel_array.any()
 
 
+def test_a_uid_of_two_values_is_told(analyzer: Analyzer, tmp_path: Path) -> None:
+    report = analyzer.analyze(dx(tmp_path, StudyInstanceUID=["1.2.3", "1.2.4"]))
+    with pytest.raises(InputError, match="StudyInstanceUID has 2 values"):
+        dicom.objects(report)
+
+
 def test_jpeg_inside_a_tiff_is_lossy(analyzer: Analyzer, tmp_path: Path) -> None:
     picture = Image.fromarray(np.rint(PICTURE * 255).astype(np.uint8))
     for compression, lossy in (("jpeg", "01"), ("tiff_deflate", None)):

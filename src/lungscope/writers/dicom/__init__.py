@@ -37,8 +37,8 @@ def objects(
     film: the bytes of the film's file, for a DICOM film that was not read from a path; else the file is read again.
     needed_only: take nothing of the film's header but what an object must have (`study.NEEDED`).
 
-    Raises InputError (code "no-study") for a film that is not DICOM without `new_study`, UnreadableFileError where the
-    film's file is gone or is not what was analysed.
+    Raises InputError (code "no-study") for a film that is not DICOM without `new_study`, or one whose UIDs have several
+    values; UnreadableFileError where the film's file is gone or is not what was analysed.
     """
     study = Study.of(report, new_study=new_study, film=film, needed_only=needed_only)
     made: dict[str, Dataset] = {}

@@ -82,6 +82,13 @@ class Study:
             for element in list(header):
                 if element.keyword not in NEEDED or not _fits(element):
                     del header[element.tag]
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            if keyword in header and header[keyword].VM > 1:
+                raise InputError(
+                    f"{report.source.path or 'The film'}: its {keyword} has {header[keyword].VM} values, so that no "
+                    "object can refer to it; one is allowed. Send it again with its own.",
+                    code="no-study",
+                )
         digest = report.source.sha256
         meta = getattr(header, "file_meta", Dataset())
         sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or SecondaryCaptureImageStorage
