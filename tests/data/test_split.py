@@ -81,6 +81,15 @@ def test_the_same_film_in_two_stores_is_one_group(make_store: Make, draw: Draw) 
     assert {row.group for row in split.rows if row.id == "y7"} == {"a/x7"}
 
 
+def test_a_film_with_a_rim_is_in_the_films_group_and_the_rule_is_written_down(make_store: Make, draw: Draw) -> None:
+    films = {f"x{n}": draw(n, 256, 256) for n in range(12)}
+    films["rim"] = np.pad(draw(5, 226, 226), 15)
+    split, facts = make_split([make_store("a", films, size=256)], seed=0)
+    group = {row.id: row.group for row in split.rows}
+    assert group["rim"] == group["x5"] and len(set(group.values())) == 12
+    assert (facts["near_duplicate_pairs"], facts["near_duplicate_crops"]) == (1, [0.02, 0.04, 0.06, 0.08])
+
+
 def test_a_patient_is_known_within_a_store_only(make_store: Make, draw: Draw) -> None:
     a = make_store("a", {"x": draw(1)}, patients={"x": "1"})
     b = make_store("b", {"y": draw(2)}, patients={"y": "1"})

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.batch import in_order
-from lungscope.data.duplicates import NEAR_DUPLICATE, thumbnails
+from lungscope.data.duplicates import CROPS, NEAR_DUPLICATE, thumbnails
 from lungscope.data.importing import read_mask, same_aspect
 from lungscope.data.split import Split
 from lungscope.data.store import Store
@@ -451,19 +451,23 @@ def score_severity(
 
 
 def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
-    """A film as f32 [2, 32*32] unit rows: letterboxed as stores hold it, and squashed as some published sets are."""
+    """A film as f32 [1 + crops, 2, 32*32], unit rows, whole first: letterboxed as stores hold it, and squashed as some
+    published sets are."""
     side = max(pixels.shape)
     forms = [Geometry.letterbox(pixels.shape, side).to_network(pixels), pixels]
-    return np.concatenate([thumbnails(np.rint(form * 255).astype(np.uint8)[None]) for form in forms])
+    grey = [np.rint(form * 255).astype(np.uint8)[None] for form in forms]
+    return np.stack([np.concatenate([thumbnails(form, crop) for form in grey]) for crop in (0.0, *CROPS)])
 
 
 def _seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> NDArray[np.bool_]:
-    """Which of N films, f32 [N, forms, 32*32], are near-duplicates of a film of the train and val parts of `known`."""
+    """Which of N films, f32 [N, 1 + crops, forms, 32*32], are near-duplicates of a film of the train and val parts of
+    `known`."""
     seen = np.zeros(len(thumbs), np.bool_)
     for store, split in known:
-        indices = [i for part in ("train", "val") for i in split.select(store, part)]
-        theirs = thumbnails(store.images[indices])
-        seen |= (thumbs @ theirs.T > NEAR_DUPLICATE).any((1, 2))
+        images = store.images[[i for part in ("train", "val") for i in split.select(store, part)]]
+        seen |= (thumbs @ thumbnails(images).T > NEAR_DUPLICATE).any((1, 2, 3))
+        for crop in CROPS:
+            seen |= (thumbs[:, 0] @ thumbnails(images, crop).T > NEAR_DUPLICATE).any((1, 2))
     return seen
 
 
