@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,16 +11,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lungscope.bundle import locate
+from lungscope.bundle import Bundle, locate
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.evaluation.card import NOT_KNOWN, counted, recorded_controls
-from lungscope.evaluation.provenance import facts
+from lungscope.evaluation.provenance import facts, split_of_training
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import number, with_interval
@@ -58,11 +59,14 @@ def segmenter(
 ) -> None:
     """Strict per-image Dice, IoU, accuracy, 95 % Hausdorff; for each store alone, never pooled."""
     analyzer, parts = _ready(model, device, precision, split, part)
-    stores = [
-        with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
-        for store in map(Store.open, data)
-    ]
-    result: dict[str, Any] = {**facts(analyzer, split), "stores": stores}
+    known = [(Store.open(path), parts) for path in data]
+    result: dict[str, Any] = {
+        **facts(analyzer, split),
+        "split_of_training": compare_splits(analyzer.bundle, known),
+        "stores": [
+            with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part)) for store, _ in known
+        ],
+    }
     if lesions is not None:
         result["lesions"] = with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_segmenter)
@@ -87,15 +91,19 @@ def classifier(
     result: dict[str, Any] = {}
     for bundle in [model, *map(str, control or [])]:
         analyzer, parts = _ready(bundle, device, precision, split, part)
-        rows = [
-            with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
-            for store in map(Store.open, data)
-        ]
+        known = [(Store.open(path), parts) for path in data]
+        found = {
+            **facts(analyzer, split),
+            "split_of_training": compare_splits(analyzer.bundle, known),
+            "stores": [
+                with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
+                for store, _ in known
+            ],
+        }
         if not result:
-            recorded = recorded_controls(analyzer.bundle)
-            result = {**facts(analyzer, split), "stores": rows, "controls": [], "recorded_controls": recorded}
+            result = {**found, "controls": [], "recorded_controls": recorded_controls(analyzer.bundle)}
         else:
-            result["controls"].append({**facts(analyzer, split), "stores": rows})
+            result["controls"].append(found)
     _finish(result, out, json_, _show_classifier)
 
 
@@ -125,6 +133,7 @@ def pipeline(
     if severity is not None:
         parts = Split.read_all(split or [])
         known = [(Store.open(path), parts) for path in data or []]
+        result["split_of_training"] = compare_splits(analyzer.bundle, known)
         result["severity"] = with_bar("severity", partial(scoring.score_severity, analyzer, severity, known=known))
     if lesions is not None:
         result["lesions"] = with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
@@ -134,6 +143,17 @@ def pipeline(
 def _ready(model: str | None, device: str, precision: str, split: list[Path], part: str) -> tuple[Analyzer, Split]:
     look_up(part, PARTS, what="part")
     return Analyzer(locate(model), device=device, precision=precision, streams=cores()), Split.read_all(split)
+
+
+def compare_splits(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, bool | None]:
+    """`split_of_training`; a network of another split is named on standard error."""
+    found = split_of_training(bundle, data)
+    if other := " and ".join(network for network, same in found.items() if same is False):
+        Console(stderr=True).print(
+            f"[yellow]{escape(bundle.name)}: its {other} trained with other val and test parts than are given, and "
+            "may have been trained on films that it is measured on here. Give the splits of its training[/yellow]"
+        )
+    return found
 
 
 def with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:

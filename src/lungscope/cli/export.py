@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lungscope.bundle import MANIFEST, MODEL_CARD, Bundle
+from lungscope.cli.evaluate import compare_splits
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
@@ -81,11 +82,12 @@ def export(
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
+    known = [(store, parts) for store in stores]
     bundle = export_bundle(
         [trained for path in segmenter for trained in _segmenters(path)],
         None if classifier is None else _classifier(classifier),
         out,
-        films=parity_films([(store, parts) for store in stores]),
+        films=parity_films(known),
         name=name,
         version=version,
         pool=pool,
@@ -96,6 +98,7 @@ def export(
         | ({} if controls is None else {CONTROLS: _controls(controls)}),
     )
     console.print(f"{bundle.root}: graphs written, parity gates passed")
+    same_split = compare_splits(bundle, known)
     labelled = [store for store in stores if any(record.label for record in store.records)]
     if bundle.classifier is not None and labelled:
         analyzer = Analyzer(bundle, precision="f32", streams=cores())
@@ -114,7 +117,6 @@ def export(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
             f"(validation, n = {len(truth)})"
         )
-    known = [(store, parts) for store in stores]
     if bundle.segmenter.opaque is not None and bundle.classifier is not None and NORMAL in bundle.classifier.labels:
         bundle = _fit_opaque(bundle, known, console)
     if gates and not any(record.mask for store in stores for record in store.records):
@@ -125,7 +127,11 @@ def export(
             console.print(gate.describe(precision), highlight=False)
     if metrics:
         analyzer = Analyzer(bundle, precision="f32", streams=cores())
-        result = facts(analyzer, split) | _measure(analyzer, stores, parts, lesions, severity)
+        result = {
+            **facts(analyzer, split),
+            "split_of_training": same_split,
+            **_measure(analyzer, stores, parts, lesions, severity),
+        }
         bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
         console.print("measured on the test parts")
     bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})

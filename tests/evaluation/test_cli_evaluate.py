@@ -1,0 +1,60 @@
+"""What `lungscope evaluate` writes and prints beside the scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from bundles import seal, write_bundle
+from lungscope.cli import main as front
+from lungscope.data.split import Row, Split, parts_digest
+from lungscope.data.store import Store
+from stores import write_store
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[object]:
+    """The options for a store and its split: all films of the test part but one."""
+    store = write_store(tmp_path)
+    rows = [Row("films", r.id, r.sha256, r.label, r.id, "val" if r.id == "broken" else "test") for r in store.records]
+    Split(tuple(rows)).write(tmp_path / "split.csv", {})
+    return ["--data", store.root, "--split", tmp_path / "split.csv"]
+
+
+def bundle_of(root: Path, data: list[object], **parts: str) -> Path:
+    """A bundle whose networks were trained on `data`, but for `parts`."""
+    store, split = Store.open(Path(str(data[1]))), Split.read(Path(str(data[3])))
+    run = {"stores": ["films"], "parts": parts_digest([(store, split)]) | parts}
+    write_bundle(root)
+    seal(root, json.loads((root / "manifest.json").read_text()) | {"training": {"runs": [run, run]}})
+    return root
+
+
+def evaluate(*arguments: object) -> Result:
+    done = CliRunner().invoke(front.app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def in_json(*arguments: object) -> tuple[Any, str]:
+    """The result, and what stood on standard error."""
+    done = evaluate(*arguments, "--json")
+    return json.loads(done.stdout), " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("what", ["segmenter", "classifier"])
+def test_a_bundle_of_another_split_is_named(what: str, data: list[object], tmp_path: Path) -> None:
+    same, other = bundle_of(tmp_path / "same", data), bundle_of(tmp_path / "other", data, test="0")
+    told = "its segmenter and classifier trained with other val and test parts"
+    found, stderr = in_json(what, *data, "--model", same)
+    assert found["split_of_training"] == {"segmenter": True, "classifier": True} and told not in stderr
+    found, stderr = in_json(what, *data, "--model", other)
+    assert found["split_of_training"] == {"segmenter": False, "classifier": False} and told in stderr
+    if what == "classifier":
+        found, stderr = in_json(what, *data, "--model", same, "--control", other)
+        assert found["controls"][0]["split_of_training"]["classifier"] is False and told in stderr
