@@ -100,7 +100,7 @@ class Bench:
         """Train and measure `cell`, going on where a sitting was cut off; a cell that has its result is left alone.
 
         Returns the result's path. Raises DataError where a result there is of another budget or other parts, or where
-        an ensemble's members were not trained in `work`.
+        the weights of an ensemble's members are not in `work`, or not those that their results are of.
         """
         path = self.result(cell)
         if path.exists():
@@ -227,12 +227,18 @@ class Bench:
                 "that they "
                 "were trained in, or copy it here"
             ) from error
+        rows = [json.loads(self.result(member).read_text(encoding="utf-8")) for member in members]
+        for member, run, row in zip(members, trained, rows, strict=True):
+            if sha256_of(run.weights) != row["training"]["weights_sha256"]:
+                raise DataError(
+                    f"{cell.name}: {run.weights} are not the weights that {self.result(member)} is the result of. Name "
+                    "the --work folder that these were trained in, or copy them here"
+                )
         data = self._ready(cell)
         out = self.folder(cell) / "bundle"
         bundle = export_bundle(
             trained, None, out, films=parity_films(data), name=cell.name, version="0", pool=str(cell.variant)
         )
-        rows = [json.loads(self.result(member).read_text(encoding="utf-8")) for member in members]
         training = {
             "seconds": sum(row["training"]["seconds"] for row in rows),
             "precision": rows[0]["training"]["precision"],
