@@ -64,6 +64,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         assert 0 <= trained["metrics"]["val_accuracy"] <= 1
         facts = json.loads((folder / "weights.json").read_text())
         assert (facts["shown"], facts["labels"]) == (shown, ["COVID-19", "Normal", "Viral Pneumonia"])
+        assert facts["lungs"] == {"pool": "mean", "threshold": 0.5, "size": SIZE}
         bundles[shown] = tmp_path / f"bundle-{shown}"
         manifest = run(
             "export", "--segmenter", segmenter, "--classifier", folder, *data, "--name", shown, "--out", bundles[shown]

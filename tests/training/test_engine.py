@@ -25,6 +25,7 @@ from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Best, Phase, load_recipe
 from lungscope.training.segmenter import SegmenterTask, train_segmenter
+from lungscope.training.views import lung_facts
 from lungscope.training.weights import load_weights
 from programs import environment
 
@@ -226,6 +227,18 @@ def test_a_run_of_before_is_not_gone_on_with_differently(tmp_path: Path) -> None
     run(shown="lungs", aligned=False)._claim_folder()
     with pytest.raises(RecipeError, match="differs in aligned"):
         run(shown="lungs", aligned=True)._claim_folder()
+    run(shown="lungs", lungs={"threshold": 0.4})._claim_folder()
+
+
+def test_a_run_on_lungs_found_otherwise_is_another_run(tmp_path: Path) -> None:
+    def run(threshold: float) -> Run:
+        recipe = load_recipe("classifier-cpu")
+        return Run(recipe, tmp_path, 0, CPU, None, None, [], {"lungs": lung_facts("mean", threshold, 64)})
+
+    run(0.5)._claim_folder()
+    run(0.5)._claim_folder()
+    with pytest.raises(RecipeError, match="differs in lungs"):
+        run(0.4)._claim_folder()
 
 
 @pytest.mark.parametrize(("change", "seed", "named"), [({"batch": 4}, 1, "recipe"), ({}, 2, "seed")])

@@ -200,9 +200,16 @@ class Bench:
                 hardware=self.hardware,
             )
             trained, finder = Trained.open(run), Trained.of_bundle(self.segmenter)
-            pool = self.segmenter.segmenter.pool
+            spec = self.segmenter.segmenter
             bundle = export_bundle(
-                finder, trained, folder / "bundle", films=films, name=cell.name, version="0", pool=pool
+                finder,
+                trained,
+                folder / "bundle",
+                films=films,
+                name=cell.name,
+                version="0",
+                pool=spec.pool,
+                threshold=spec.threshold,
             )
             scores = _score_classifier(bundle, data, self.lungs)
             labels, side = len(trained.facts["labels"]), int(trained.facts["size"])

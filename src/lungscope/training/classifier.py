@@ -23,7 +23,7 @@ from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import LabelledViews
 from lungscope.training.networks import build_classifier
 from lungscope.training.recipe import Phase, Recipe
-from lungscope.training.views import cut_views, view_facts
+from lungscope.training.views import cut_views, lung_facts, view_facts
 
 
 class ClassifierTask(Task):
@@ -148,11 +148,13 @@ def train_classifier(
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
     spec = view or view_spec("lungs", recipe)
     names, train, val = labelled_views(data, bundle, spec)
+    finder = bundle.segmenter
     facts = {
         "network": recipe.network,
         "labels": names,
         **view_facts(spec),
-        "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
+        "segmenter": {member.path.name: member.sha256 for member in finder.members},
+        "lungs": lung_facts(finder.pool, finder.threshold, finder.size),
         "stores": [store.name for store, _ in data],
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),

@@ -54,6 +54,11 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
     }
 
 
+def lung_facts(pool: str, threshold: float, size: int) -> dict[str, Any]:
+    """How a segmenter's maps become lungs, as it stands in the facts of a classifier's run."""
+    return {"pool": pool, "threshold": threshold, "size": size}
+
+
 def view_facts(spec: ViewSpec) -> dict[str, Any]:
     """A view as it stands in the facts of a run; `view_of` reads it back."""
     return {"shown": spec.input, **{key: value for key, value in asdict(spec).items() if key != "input"}}
