@@ -11,10 +11,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from bundles import seal, write_bundle
+from films import draw, save
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split, parts_digest
 from lungscope.data.store import Store
-from stores import write_store
+from lungscope.evaluation.scoring import ZONES
+from stores import SHAPE, write_store
 
 
 @pytest.fixture
@@ -58,3 +60,21 @@ def test_a_bundle_of_another_split_is_named(what: str, data: list[object], tmp_p
     if what == "classifier":
         found, stderr = in_json(what, *data, "--model", same, "--control", other)
         assert found["controls"][0]["split_of_training"]["classifier"] is False and told in stderr
+
+
+def test_severity_says_where_nothing_tells_what_was_trained_on(data: list[object], tiny: Path, tmp_path: Path) -> None:
+    zones = [f"{reader}-{zone}" for reader in "SJ" for zone in (*ZONES, "Global")]
+    lines = [",".join(["image", "patient", *zones])]
+    for n in range(3):
+        save(tmp_path / "severity" / "images" / f"{n}.png", draw(*SHAPE, opacities=((0.3 + 0.1 * n, 0.28, 0.1),)))
+        lines.append(",".join([f"{n}.png", f"{n}", *map(str, [n] * len(zones))]))
+    (tmp_path / "severity" / "brixia.csv").write_text("\n".join(lines))
+    command = ("pipeline", "--severity", tmp_path / "severity", "--model", tiny)
+    found, _ = in_json(*command)
+    assert found["severity"]["seen"] is None and "global" not in found["severity"]
+    shown = evaluate(*command).stdout
+    assert "not checked: give --data and --split" in shown and "0 were seen" not in shown
+    assert "global, all films" in shown and "with seen films" not in shown
+    found, _ = in_json(*command, *data)
+    assert found["severity"]["seen"] == [] and "global" in found["severity"]
+    assert "0 were seen in training" in evaluate(*command, *data).stdout

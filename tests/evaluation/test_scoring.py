@@ -250,9 +250,10 @@ def test_severity_is_compared_with_two_readers(analyzer: Analyzer, tmp_path: Pat
     result = score_severity(analyzer, tmp_path)
     assert result["films"] == 5
     assert [row["id"] for row in result["failed"]] == ["missing.png"]
-    assert result["global"]["senior_junior"]["spearman"] == pytest.approx(1)
-    assert result["global"]["ours_senior"]["spearman"] > 0.7
-    assert (result["seen"], result["scored"]) == ([], 4)
+    assert result["with_seen"]["global"]["senior_junior"]["spearman"] == pytest.approx(1)
+    assert result["with_seen"]["global"]["ours_senior"]["spearman"] > 0.7
+    assert (result["seen"], result["scored"]) == (None, None), "nothing says what was trained on"
+    assert "global" not in result and "zones" not in result
     json.dumps(result, allow_nan=False)
 
     blank = [{**row, "S-A": ""} for row in rows]

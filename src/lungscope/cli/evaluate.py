@@ -302,7 +302,9 @@ def _show_pipeline(result: dict[str, Any]) -> None:
     if "severity" in result:
         table = Table("", "ours / senior", "ours / junior", "senior / junior", title="Severity, Spearman [95 %]")
         rows = [(name, result["severity"].get(name)) for name in ("global", "zones")]
-        rows += [(f"{name}, with seen films", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
+        seen = result["severity"]["seen"]
+        of_all = "all films" if seen is None else "with seen films"
+        rows += [(f"{name}, {of_all}", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
         for title, row in rows:
             if row is None:
                 continue
@@ -314,9 +316,12 @@ def _show_pipeline(result: dict[str, Any]) -> None:
                 ),
             )
         console.print(table)
-        console.print(
-            f"{result['severity']['films']} films, {len(result['severity']['failed'])} could not be analysed; "
-            f"{len(result['severity']['seen'])} were seen in training and are left out of the first two rows"
+        left_out = (
+            "which were seen in training was not checked: give --data and --split"
+            if seen is None
+            else f"{len(seen)} were seen in training and are left out of the first two rows"
         )
+        films, failed = result["severity"]["films"], len(result["severity"]["failed"])
+        console.print(f"{films} films, {failed} could not be analysed; {left_out}")
     if "lesions" in result:
         _show_lesions(console, result["lesions"])

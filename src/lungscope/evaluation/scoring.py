@@ -415,7 +415,8 @@ def score_severity(
     """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
 
     known: what the networks were trained and chosen on. Films that are near-duplicates of its train and val parts are
-    named in "seen", and left out of "global" and "zones"; "with_seen" has both for all films.
+    named in "seen", and left out of "global" and "zones"; "with_seen" has both for all films. Without `known` that is
+    not checked: "seen" and "scored" are None, and "with_seen" stands alone.
 
     `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's
     is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands
@@ -433,9 +434,9 @@ def score_severity(
     done = [(row, *result) for row, result in zip(rows, results, strict=True) if not isinstance(result, Failure)]
     if not done:
         raise DataError(f"{folder}: none of {len(rows)} films could be analysed; the first one: {results[0].message}")
-    seen = _seen(np.stack([thumbs for *_, thumbs in done]), known)
+    seen = _seen(np.stack([thumbs for *_, thumbs in done]), known) if known else None
     scored = [(row, result) for row, result, _ in done]
-    unseen = [film for film, was_seen in zip(scored, seen, strict=True) if not was_seen]
+    unseen = [] if seen is None else [scored[n] for n in np.flatnonzero(~seen)]
     return {
         "films": len(rows),
         "failed": [
@@ -443,8 +444,8 @@ def score_severity(
             for row, r in zip(rows, results, strict=True)
             if isinstance(r, Failure)
         ],
-        "seen": [row["image"] for (row, _), was_seen in zip(scored, seen, strict=True) if was_seen],
-        "scored": len(unseen),
+        "seen": None if seen is None else [scored[n][0]["image"] for n in np.flatnonzero(seen)],
+        "scored": None if seen is None else len(unseen),
         **(_agreement(folder, unseen) if unseen else {}),
         "with_seen": _agreement(folder, scored),
     }
