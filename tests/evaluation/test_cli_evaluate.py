@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from bundles import seal, write_bundle
+from bundles import seal, write_bundle, write_classifier
 from films import draw, save
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split, parts_digest
@@ -78,3 +78,18 @@ def test_severity_says_where_nothing_tells_what_was_trained_on(data: list[object
     found, _ = in_json(*command, *data)
     assert found["severity"]["seen"] == [] and "global" in found["severity"]
     assert "0 were seen in training" in evaluate(*command, *data).stdout
+
+
+def test_a_control_stands_beside_the_bundle_on_the_same_films(data: list[object], tiny: Path, tmp_path: Path) -> None:
+    """The control's classifier knows nothing but the first class, COVID-19: of three films it is right on one."""
+    write_bundle(tmp_path / "control")
+    write_classifier(tmp_path / "control" / "classifier.onnx", slope=(0, 0, 0), offset=(9, 0, 0))
+    seal(tmp_path / "control", json.loads((tmp_path / "control" / "manifest.json").read_text()))
+    command = ("classifier", *data, "--model", tiny, "--control", tmp_path / "control")
+    found, _ = in_json(*command)
+    row, control = found["stores"][0], found["controls"][0]["stores"][0]
+    less = control["accuracy_less_bundle"]["all"]
+    assert control["accuracy"] == pytest.approx(1 / 3) and "accuracy_less_bundle" not in row
+    assert (less["films"], less["difference"]) == (3, pytest.approx(1 / 3 - row["accuracy"]))
+    shown = evaluate(*command).stdout
+    assert "Accuracy, less the bundle's" in shown and f"{less['difference']:+.4f} [" in shown

@@ -21,6 +21,7 @@ from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.evaluation.card import NOT_KNOWN, counted, recorded_controls
+from lungscope.evaluation.comparison import accuracy_less, signed
 from lungscope.evaluation.provenance import facts, split_of_training
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
@@ -87,7 +88,8 @@ def classifier(
     out: Out = None,
     json_: Json = False,
 ) -> None:
-    """Accuracy, sensitivity, specificity, F1, AUC, log-loss, calibration error and confusion, beside the controls."""
+    """Accuracy, sensitivity, specificity, F1, AUC, log-loss, calibration error and confusion, beside the controls, and
+    how each control's accuracy differs on the same films."""
     result: dict[str, Any] = {}
     for bundle in [model, *map(str, control or [])]:
         analyzer, parts = _ready(bundle, device, precision, split, part)
@@ -103,6 +105,8 @@ def classifier(
         if not result:
             result = {**found, "controls": [], "recorded_controls": recorded_controls(analyzer.bundle)}
         else:
+            for own, row in zip(result["stores"], found["stores"], strict=True):
+                row["accuracy_less_bundle"] = accuracy_less(row, own)
             result["controls"].append(found)
     _finish(result, out, json_, _show_classifier)
 
@@ -263,6 +267,7 @@ def _show_classifier(result: dict[str, Any]) -> None:
         console.print(table)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])
+    _show_differences(console, result["controls"])
     _show_sources(console, [(run["bundle"], row) for run in [result, *result["controls"]] for row in run["stores"]])
     console.print(
         "In this data class, source and age go together: what the background alone tells is not about lungs, and "
@@ -282,6 +287,21 @@ def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
         f"sets by number of classes: {sizes}; answered (the most probable class alone): {sets['answered']:.1%} of "
         f"films, of them right {number(sets['accuracy_answered'])}"
     )
+
+
+def _show_differences(console: Console, controls: list[dict[str, Any]]) -> None:
+    if not controls:
+        return
+    table = Table("input", "bundle", "store", "source", "n", "difference [95 %]", title="Accuracy, less the bundle's")
+    for run in controls:
+        for row in run["stores"]:
+            found = row["accuracy_less_bundle"]
+            for source, less in (("all", found["all"]), *found["sources"].items()):
+                if less is not None:
+                    difference = signed(less["difference"], less["interval"])
+                    table.add_row(row["input"], run["bundle"], row["store"], source, str(less["films"]), difference)
+    console.print(table)
+    console.print("On the films that both answered. Where an interval holds 0 the two are not told apart.")
 
 
 def _show_sources(console: Console, rows: list[tuple[str, dict[str, Any]]]) -> None:
