@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from lungscope.data.split import PARTS, Row, Split, make_split
+from lungscope.data.split import PARTS, Row, Split, make_split, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 
@@ -165,6 +168,33 @@ def test_a_store_that_changed_is_noticed(store: Store) -> None:
         Split((changed, *split.rows[1:])).select(store, "train")
     with pytest.raises(DataError, match="not in the split"):
         Split(split.rows[1:]).select(store, "train")
+
+
+def test_the_digest_of_the_truth_follows_labels_masks_and_the_grid(
+    make_store: Make, draw: Draw, draw_mask: Draw
+) -> None:
+    films, mask = {name: draw(n) for n, name in enumerate("abcd")}, draw_mask(60, 60)
+    labels, masks = dict.fromkeys(films, "A"), {"a": mask, "b": mask}
+    store = make_store("s", films, labels=labels, masks=masks)
+    split, _ = make_split([store], seed=0)
+    digests = {truth_digest([(store, split)])}
+    wider = cv2.dilate(mask, np.ones((5, 5), np.uint8))
+    changes: list[dict[str, Any]] = [
+        {"labels": labels | {"d": "B"}},
+        {"masks": masks | {"b": wider}},
+        {"masks": masks | {"c": mask}},
+        {"masks": {"a": mask}},
+        {"size": 96},
+    ]
+    for number, change in enumerate(changes):
+        other = make_store("s", films, **{"labels": labels, "masks": masks, **change}, folder=f"s{number}")
+        digests.add(truth_digest([(other, split)]))
+        assert parts_digest([(other, split)]) == parts_digest([(store, split)]), "the films are the same"
+    assert len(digests) == 1 + len(changes)
+    again = make_store("s", films, labels=labels, masks=masks, folder="again")
+    assert truth_digest([(again, split)]) in digests
+    empty = replace(again, masks=np.where(np.arange(4)[:, None, None] < 2, again.masks, 7))
+    assert truth_digest([(empty, split)]) in digests, "what stands where there is no mask is not looked at"
 
 
 @pytest.mark.parametrize("name", ["radiography", "shenzhen"])

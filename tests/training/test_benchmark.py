@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,20 @@ def test_an_ensemble_pools_the_weights_that_its_members_results_are_of(bench: Be
     other.write_text("trained again")
     with pytest.raises(DataError, match=f"{members[1].name}.* are not the weights that .*{members[1].name}.json is"):
         bench.run(Cell("segmentation", "ensemble", 0, bench.budget.segmentation.pools[0]))
+
+
+def test_a_result_is_of_the_labels_and_masks_that_it_was_made_with(bench: Bench) -> None:
+    cell = next(iter(bench.budget.cells("segmentation")))
+    result, ((store, split),) = bench.result(cell), bench.data
+    result.parent.mkdir(parents=True)
+    document = bench._identity(cell)
+    result.write_text(json.dumps(document))
+    assert bench.run(cell) == result
+    masks = store.masks.copy()
+    masks[3, :9] = 255
+    other = replace(bench, data=[(replace(store, masks=masks), split)])
+    with pytest.raises(DataError, match="result of another truth"):
+        other.run(cell)
+    del document["truth"]
+    result.write_text(json.dumps(document))
+    assert other.run(cell) == result, "a result of before does not say"

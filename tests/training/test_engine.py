@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -411,3 +412,21 @@ def test_a_run_on_other_parts_is_another_run(drawn: tuple[Store, Split], recipe:
     other = Split(tuple(replace(row, part=moved.get(row.id, row.part)) for row in split.rows))
     with pytest.raises(RecipeError, match="differs in parts"):
         train_segmenter(load_recipe(str(recipe)), [(store, other)], unbroken, seed=1, hardware=CPU)
+
+
+def test_a_run_on_other_labels_or_masks_is_another_run(
+    drawn: tuple[Store, Split], recipe: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """But one of before, which does not say what it was taught, is gone on with."""
+    store, split = drawn
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    masks, labels = store.masks.copy(), [replace(record, label="Normal") for record in store.records]
+    masks[0, :9] = 255
+    for other in (replace(store, masks=masks), replace(store, records=tuple(labels))):
+        with pytest.raises(RecipeError, match="differs in truth"):
+            train_segmenter(load_recipe(str(recipe)), [(other, split)], folder, seed=1, hardware=CPU)
+    claim = json.loads((folder / "run.json").read_text())
+    del claim["truth"]
+    (folder / "run.json").write_text(json.dumps(claim))
+    train_segmenter(load_recipe(str(recipe)), [(replace(store, masks=masks), split)], folder, seed=1, hardware=CPU)

@@ -193,3 +193,14 @@ def parts_digest(data: Iterable[tuple[Store, Split]]) -> dict[str, str]:
         for part in PARTS
     }  # fmt: skip
     return {part: hashlib.sha256("\n".join(lines).encode()).hexdigest() for part, lines in films.items()}
+
+
+def truth_digest(data: Iterable[tuple[Store, Split]]) -> str:
+    """SHA-256 of what is known of the films of all parts: each one's label and, on the store's grid, lung mask."""
+    lines = []
+    for store, split in data:
+        for i in (i for part in PARTS for i in split.select(store, part)):
+            record = store.records[i]
+            mask = hashlib.sha256(store.masks[i]).hexdigest() if record.mask else ""
+            lines.append(f"{store.name}/{record.id}/{record.label}/{store.size}/{mask}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

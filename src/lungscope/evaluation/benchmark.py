@@ -113,7 +113,7 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
     """The results in `folder`, in the order of the paper's tables.
 
     Raises DataError where there is none, where a file is no result, or where results can not stand in one table:
-    another budget, other parts.
+    another budget, other parts, other labels or masks.
     """
     cells = []
     for path in sorted(folder.glob("*.json")):
@@ -130,8 +130,9 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
         cells.append(cell)
     if not cells:
         raise DataError(f"{folder}: no results. Make some: lungscope benchmark {kind} --budget … --data … --split …")
-    for what in ("budget", "parts", "segmenter"):
-        digests = {json.dumps(identity(cell)[what]): cell["name"] for cell in cells}
+    for what in ("budget", "parts", "truth", "segmenter"):
+        known = [(identity(cell)[what], cell["name"]) for cell in cells]
+        digests = {json.dumps(value): name for value, name in known if value is not None}
         if len(digests) > 1:
             raise DataError(
                 f"{folder}: results differ in {what}: {', '.join(sorted(digests.values()))}. Keep cells of one "
@@ -178,11 +179,13 @@ def load_times(folder: Path, kind: Kind) -> Times | None:
 
 
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
-    """What a result is the result of; two that agree in it are the same cell of the same grid."""
+    """What a result is the result of; two that agree in it are the same cell of the same grid. truth: None in results
+    of before, which do not say."""
     what = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "crop", "members")
     made = ("segmenter", "parts")
     return {
         **{key: cell[key] for key in what + made},
+        "truth": cell.get("truth"),
         "view": _view(cell),
         "budget": [cell["budget"]["name"], cell["budget"]["sha256"]],
     }
