@@ -87,8 +87,10 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
         patients: dict[str, str] | None = None,
         masks: dict[str, np.ndarray] | None = None,
         size: int = 64,
+        folder: str = "",
     ) -> Store:
-        source = tmp_path / f"{name}-source"
+        dest = tmp_path / (folder or name)
+        source = dest.with_name(f"{dest.name}-source")
         lines = ["path,label,mask,patient"]
         for film, pixels in films.items():
             _save(source / f"{film}.png", pixels)
@@ -99,7 +101,7 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
             lines.append(f"{film}.png,{(labels or {}).get(film, '')},{mask},{(patients or {}).get(film, '')}")
         table = source / "films.csv"
         table.write_text("\n".join(lines) + "\n")
-        import_films(table, tmp_path / name, size=size)
-        return Store.open(tmp_path / name)
+        import_films(table, dest, name=name, size=size)
+        return Store.open(dest)
 
     return make

@@ -66,6 +66,12 @@ def test_duplicates_are_found_exact_and_near_and_across_classes_first(store: Sto
     assert pairs[0].correlation > 0.985
 
 
+def test_a_film_with_a_rim_is_a_duplicate(make_store: Make, draw: Draw) -> None:
+    films = {"a": draw(1, 256, 256), "rim": np.pad(draw(1, 226, 226), 15), "b": draw(2, 256, 256)}
+    (pair,) = audit([make_store("s", films, size=256)]).pairs
+    assert {pair.first.id, pair.second.id} == {"a", "rim"} and not pair.exact
+
+
 def test_duplicates_are_found_across_stores(store: Store, make_store: Make, draw: Draw) -> None:
     other = make_store("other", {"x": draw(53, 100, 80)})
     (pair,) = [pair for pair in audit([store, other]).pairs if pair.across_stores]

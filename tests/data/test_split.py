@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from lungscope.data.split import PARTS, Row, Split, make_split
+from lungscope.data.split import PARTS, Row, Split, make_split, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 
@@ -79,6 +82,15 @@ def test_the_same_film_in_two_stores_is_one_group(make_store: Make, draw: Draw) 
     part = {row.id: row.part for row in split.rows}
     assert all(part[f"x{n}"] == part[f"y{n}"] for n in range(6, 12))
     assert {row.group for row in split.rows if row.id == "y7"} == {"a/x7"}
+
+
+def test_a_film_with_a_rim_is_in_the_films_group_and_the_rule_is_written_down(make_store: Make, draw: Draw) -> None:
+    films = {f"x{n}": draw(n, 256, 256) for n in range(12)}
+    films["rim"] = np.pad(draw(5, 226, 226), 15)
+    split, facts = make_split([make_store("a", films, size=256)], seed=0)
+    group = {row.id: row.group for row in split.rows}
+    assert group["rim"] == group["x5"] and len(set(group.values())) == 12
+    assert (facts["near_duplicate_pairs"], facts["near_duplicate_crops"]) == (1, [0.02, 0.04, 0.06, 0.08])
 
 
 def test_a_patient_is_known_within_a_store_only(make_store: Make, draw: Draw) -> None:
@@ -156,6 +168,33 @@ def test_a_store_that_changed_is_noticed(store: Store) -> None:
         Split((changed, *split.rows[1:])).select(store, "train")
     with pytest.raises(DataError, match="not in the split"):
         Split(split.rows[1:]).select(store, "train")
+
+
+def test_the_digest_of_the_truth_follows_labels_masks_and_the_grid(
+    make_store: Make, draw: Draw, draw_mask: Draw
+) -> None:
+    films, mask = {name: draw(n) for n, name in enumerate("abcd")}, draw_mask(60, 60)
+    labels, masks = dict.fromkeys(films, "A"), {"a": mask, "b": mask}
+    store = make_store("s", films, labels=labels, masks=masks)
+    split, _ = make_split([store], seed=0)
+    digests = {truth_digest([(store, split)])}
+    wider = cv2.dilate(mask, np.ones((5, 5), np.uint8))
+    changes: list[dict[str, Any]] = [
+        {"labels": labels | {"d": "B"}},
+        {"masks": masks | {"b": wider}},
+        {"masks": masks | {"c": mask}},
+        {"masks": {"a": mask}},
+        {"size": 96},
+    ]
+    for number, change in enumerate(changes):
+        other = make_store("s", films, **{"labels": labels, "masks": masks, **change}, folder=f"s{number}")
+        digests.add(truth_digest([(other, split)]))
+        assert parts_digest([(other, split)]) == parts_digest([(store, split)]), "the films are the same"
+    assert len(digests) == 1 + len(changes)
+    again = make_store("s", films, labels=labels, masks=masks, folder="again")
+    assert truth_digest([(again, split)]) in digests
+    empty = replace(again, masks=np.where(np.arange(4)[:, None, None] < 2, again.masks, 7))
+    assert truth_digest([(empty, split)]) in digests, "what stands where there is no mask is not looked at"
 
 
 @pytest.mark.parametrize("name", ["radiography", "shenzhen"])

@@ -183,7 +183,8 @@ def test_a_grid_killed_and_gone_on_with(films: Path, tmp_path: Path) -> None:
 def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None:
     segmenter = trained_segmenter(tmp_path / "segmenter", SIZE)
     data = ("--data", films / "store", "--split", films / "split.csv")
-    call("export", "--segmenter", segmenter, *data, "--name", "lungs", "--no-metrics", "--out", tmp_path / "lungs")
+    named = ("--name", "lungs", "--threshold", 0.4)
+    call("export", "--segmenter", segmenter, *data, *named, "--no-metrics", "--out", tmp_path / "lungs")
     cells = ("resnet50-lungs-seed0", "resnet50-cropped-seed0")
     command = ("benchmark", "classification", *options(films, tmp_path, *cells), "--model", tmp_path / "lungs")
     assert call(*command)["failed"] == {}
@@ -191,6 +192,8 @@ def test_classifiers_on_what_they_are_shown(films: Path, tmp_path: Path) -> None
     assert cell["test"]["films"] == 6 and cell["val"]["films"] == 6
     assert cell["test"]["uncalibrated"]["ece"] >= 0 and cell["test"]["temperature"] > 0
     manifest = json.loads((tmp_path / "work/classification/resnet50-cropped-seed0/bundle/manifest.json").read_text())
+    assert manifest["segmenter"]["threshold"] == 0.4
+    assert manifest["training"]["classifier_saw_lungs_of_this_segmenter"] is True
     view = manifest["classifier"]["view"]
     assert (view["input"], view["crop"], view["equalised"], view["aligned"]) == ("image", True, True, True)
     # Lungs are found once and known from then on, with nothing changed by that.

@@ -64,6 +64,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         assert 0 <= trained["metrics"]["val_accuracy"] <= 1
         facts = json.loads((folder / "weights.json").read_text())
         assert (facts["shown"], facts["labels"]) == (shown, ["COVID-19", "Normal", "Viral Pneumonia"])
+        assert facts["lungs"] == {"pool": "mean", "threshold": 0.5, "size": SIZE}
         bundles[shown] = tmp_path / f"bundle-{shown}"
         manifest = run(
             "export", "--segmenter", segmenter, "--classifier", folder, *data, "--name", shown, "--out", bundles[shown]
@@ -96,8 +97,9 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     assert np.sum(row["confusion"]) == row["films"] == 6
     low, high = row["class_intervals"]["Normal"]["specificity"]
     assert 0 <= low <= row["classes"]["Normal"]["specificity"] <= high <= 1
-    kept = json.loads((bundle.root / "metrics.json").read_text())["classifier"][0]
-    assert kept["confusion"] == row["confusion"], "what the bundle says is what evaluation finds"
+    kept = json.loads((bundle.root / "metrics.json").read_text())
+    assert kept["classifier"][0]["confusion"] == row["confusion"], "what the bundle says is what evaluation finds"
+    assert kept["split_of_training"] == result["split_of_training"] == {"segmenter": None, "classifier": True}
 
     # The card states what was measured, and controls where they are handed over.
     card = (bundle.root / "MODEL_CARD.md").read_text(encoding="utf-8")

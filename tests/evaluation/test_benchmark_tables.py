@@ -281,6 +281,12 @@ def test_results_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     write(tmp_path, [SEGMENTERS[0], {**SEGMENTERS[1], "parts": {"test": "ef"}}])
     with pytest.raises(DataError, match="differ in parts"):
         load_cells(tmp_path / "segmentation", "segmentation")
+    cells = [{**one, **more} for one, more in zip(SEGMENTERS, ({"truth": "a"}, {}, {"truth": "a"}, {}), strict=True)]
+    write(tmp_path, cells)
+    assert len(load_cells(tmp_path / "segmentation", "segmentation")) == 4, "results of before do not say"
+    write(tmp_path, [{**cells[1], "truth": "b"}])
+    with pytest.raises(DataError, match="differ in truth"):
+        load_cells(tmp_path / "segmentation", "segmentation")
     (tmp_path / "segmentation" / "fpn-vgg16-seed0.json").write_text("{")
     with pytest.raises(DataError, match=r"fpn-vgg16-seed0\.json is no benchmark result"):
         load_cells(tmp_path / "segmentation", "segmentation")

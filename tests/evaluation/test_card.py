@@ -69,3 +69,18 @@ def test_the_card_says_how_right_a_network_is_within_a_source(tmp_path: Path) ->
     seen = "the background, lungs blacked out"
     assert f"| {seen} | s: A | 7 | 1 | Normal 4, COVID-19 3 | 0.9000 [0.8000, 1.0000] |" in card
     assert f"| {seen} | s: not known | 7 |" in card
+
+
+def test_severity_on_films_that_may_have_been_trained_on_is_no_row_of_the_card(tmp_path: Path) -> None:
+    root, score = write_bundle(tmp_path), {"spearman": 0.5, "interval": [0.4, 0.6]}
+    rows = dict.fromkeys(("ours_senior", "ours_junior", "senior_junior"), score)
+    both = {"global": rows, "zones": rows}
+    metrics = {"hardware": {"cores": 2, "processor": "X", "precision": "f32"}, "commit": None, "split": {}}
+    for severity, says, count in (
+        ({"seen": None, "scored": None, "with_seen": both}, "trained on were not looked for", 0),
+        ({"seen": ["a"], "scored": 3, **both, "with_seen": both}, "1 near-duplicates of films of these sets are", 2),
+    ):
+        (root / "metrics.json").write_text(json.dumps({**metrics, "severity": severity}))
+        seal(root, json.loads((root / "manifest.json").read_text()))
+        card = model_card(Bundle.load(root))
+        assert says in card and card.count("0.50 [0.40, 0.60]") == count

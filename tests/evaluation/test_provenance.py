@@ -2,11 +2,85 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from bundles import seal, write_bundle
+from lungscope.bundle import Bundle
+from lungscope.data.split import Row, Split, parts_digest
+from lungscope.data.store import Record, Store
 from lungscope.evaluation import provenance
+from lungscope.evaluation.provenance import split_of_training
+
+REPO = Path(__file__).parents[2]
+NAMES = ("a", "b", "pseudo")
+ROWS = [Row(name, f"{n}", f"{name}{n}", "Normal", f"{name}{n}", part)
+        for name in NAMES for n, part in enumerate(("train", "train", "val", "test"))]  # fmt: skip
+ROWS = [replace(row, part="train") if row.store == "pseudo" else row for row in ROWS]
+
+
+def store_of(rows: list[Row]) -> Store:
+    """A store of these films, all of one store, without any pixels."""
+    records = tuple(Record(row.id, "", row.label, "", "", row.sha256, 1, 1) for row in rows)
+    none = np.zeros((0, 1, 1), np.uint8)
+    return Store(Path(), rows[0].store, Path(), 1, records, none, none)
+
+
+def given(*names: str, rows: list[Row] = ROWS) -> list[tuple[Store, Split]]:
+    return [(store_of([row for row in rows if row.store == name]), Split(tuple(rows))) for name in names]
+
+
+def bundle_of(root: Path, *runs: dict[str, Any]) -> Bundle:
+    write_bundle(root, darks=(0.5,) * (len(runs) - 1))
+    document = json.loads((root / "manifest.json").read_text())
+    seal(root, {**document, "training": {"runs": list(runs)}})
+    return Bundle.load(root)
+
+
+def run_on(*names: str) -> dict[str, Any]:
+    pseudo = {"pseudo_labels": {"pseudo": {}}} if "pseudo" in names else {}
+    return {"stores": list(names), "parts": parts_digest(given(*names)), **pseudo}
+
+
+def test_a_bundle_knows_the_split_that_it_was_trained_with(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, run_on("a", "b", "pseudo"), run_on("a"))
+    moved = [replace(row, part={"train": "test", "test": "train"}.get(row.part, row.part)) for row in ROWS]
+    for data, found in (
+        (given("a", "b"), (True, True)),
+        (given("a", "b", "pseudo"), (True, True)),
+        (given("a", "b", rows=moved), (False, False)),
+        (given("a"), (None, True)),
+        (given("a", rows=moved), (None, False)),
+        (given("pseudo"), (None, None)),
+        ([], (None, None)),
+    ):
+        assert split_of_training(bundle, data) == dict(zip(("segmenter", "classifier"), found, strict=True))
+
+
+def test_one_member_of_another_split_is_enough_and_silence_is_no_answer(tmp_path: Path) -> None:
+    other = {**run_on("a"), "parts": dict.fromkeys(("train", "val", "test"), "0")}
+    silent = {"stores": ["a"]}
+    for runs, found in (
+        ((run_on("a"), other, silent), (False, None)),
+        ((run_on("a"), silent, run_on("a")), (None, True)),
+        ((run_on("a"), run_on("a"), other), (True, False)),
+    ):
+        bundle = bundle_of(tmp_path / str(found), *runs)
+        assert tuple(split_of_training(bundle, given("a")).values()) == found
+    assert split_of_training(Bundle.load(write_bundle(tmp_path / "bare", classifier=False)), given("a")) == {
+        "segmenter": None
+    }
+
+
+def test_the_bundle_that_ships_was_trained_with_the_splits_beside_it() -> None:
+    splits = [Split.read(REPO / "splits" / f"{name}.csv") for name in ("radiography", "shenzhen")]
+    data = [(store_of(list(split.rows)), split) for split in splits]
+    assert split_of_training(Bundle.load(), data) == {"segmenter": True, "classifier": True}
 
 
 def test_without_git_the_commit_is_what_the_one_who_built_it_says(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Best, Phase, load_recipe
 from lungscope.training.segmenter import SegmenterTask, train_segmenter
+from lungscope.training.views import lung_facts
 from lungscope.training.weights import load_weights
 from programs import environment
 
@@ -226,6 +228,18 @@ def test_a_run_of_before_is_not_gone_on_with_differently(tmp_path: Path) -> None
     run(shown="lungs", aligned=False)._claim_folder()
     with pytest.raises(RecipeError, match="differs in aligned"):
         run(shown="lungs", aligned=True)._claim_folder()
+    run(shown="lungs", lungs={"threshold": 0.4})._claim_folder()
+
+
+def test_a_run_on_lungs_found_otherwise_is_another_run(tmp_path: Path) -> None:
+    def run(threshold: float) -> Run:
+        recipe = load_recipe("classifier-cpu")
+        return Run(recipe, tmp_path, 0, CPU, None, None, [], {"lungs": lung_facts("mean", threshold, 64)})
+
+    run(0.5)._claim_folder()
+    run(0.5)._claim_folder()
+    with pytest.raises(RecipeError, match="differs in lungs"):
+        run(0.4)._claim_folder()
 
 
 @pytest.mark.parametrize(("change", "seed", "named"), [({"batch": 4}, 1, "recipe"), ({}, 2, "seed")])
@@ -398,3 +412,21 @@ def test_a_run_on_other_parts_is_another_run(drawn: tuple[Store, Split], recipe:
     other = Split(tuple(replace(row, part=moved.get(row.id, row.part)) for row in split.rows))
     with pytest.raises(RecipeError, match="differs in parts"):
         train_segmenter(load_recipe(str(recipe)), [(store, other)], unbroken, seed=1, hardware=CPU)
+
+
+def test_a_run_on_other_labels_or_masks_is_another_run(
+    drawn: tuple[Store, Split], recipe: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """But one of before, which does not say what it was taught, is gone on with."""
+    store, split = drawn
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    masks, labels = store.masks.copy(), [replace(record, label="Normal") for record in store.records]
+    masks[0, :9] = 255
+    for other in (replace(store, masks=masks), replace(store, records=tuple(labels))):
+        with pytest.raises(RecipeError, match="differs in truth"):
+            train_segmenter(load_recipe(str(recipe)), [(other, split)], folder, seed=1, hardware=CPU)
+    claim = json.loads((folder / "run.json").read_text())
+    del claim["truth"]
+    (folder / "run.json").write_text(json.dumps(claim))
+    train_segmenter(load_recipe(str(recipe)), [(replace(store, masks=masks), split)], folder, seed=1, hardware=CPU)

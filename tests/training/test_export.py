@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from bundles import seal, write_bundle
 from films import draw, radiograph
 from lungscope.bundle import Bundle
+from lungscope.cli.export import _answering
 from lungscope.errors import BundleError
 from lungscope.pipeline import Analyzer
 from lungscope.stages.classification import Conformal
@@ -29,6 +32,7 @@ from lungscope.training.export import (
     to_onnx,
 )
 from lungscope.training.networks import build_segmenter
+from lungscope.training.views import lung_facts
 from lungscope.training.weights import save_weights
 from nets import SMALL, awake_classifier, trained_segmenter
 
@@ -167,6 +171,39 @@ def test_networks_go_from_one_bundle_into_another(bundle: Bundle, segmenter: Tra
     alone = export_bundle([segmenter], None, tmp_path / "alone", films=films(), name="alone", version="1")
     with pytest.raises(BundleError, match="'alone' has no classifier"):
         Trained.classifier_of(alone)
+
+
+def test_what_comes_from_a_bundle_answers_as_there_unless_told_otherwise(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "own", darks=(0.5, 0.6), pool="vote", threshold=0.4)
+    document = json.loads((root / "manifest.json").read_text())
+    document["classifier"]["mirror"] = 1.0
+    seal(root, document)
+    silent = {"pool": None, "threshold": None, "mirror": None}
+    plain = {"pool": "mean", "threshold": 0.5, "mirror": 0.0}
+    own = {"pool": "vote", "threshold": 0.4}
+    assert _answering([root], root, silent) == {**own, "mirror": 1.0}
+    assert _answering([root], None, silent) == _answering([root], tmp_path, silent) == {**own, "mirror": 0.0}
+    assert _answering([tmp_path], root, silent) == {**plain, "mirror": 1.0}
+    assert _answering([root, tmp_path], None, silent) == plain
+    assert _answering([root], root, plain) == plain, "what is given counts, a mirror of 0 too"
+    lungs = write_bundle(tmp_path / "lungs", classifier=False)
+    assert _answering([lungs], lungs, {**silent, "threshold": 0.3}) == {**plain, "threshold": 0.3}
+
+
+def test_a_bundle_says_whether_its_classifier_saw_lungs_found_so(segmenter: Trained, tmp_path: Path) -> None:
+    def saw(threshold: float, **lungs: object) -> bool:
+        own = replace(run, facts={**run.facts, **found_by, **lungs})
+        bundle = export_bundle(
+            [segmenter], own, tmp_path / "bundle", films=films(1), name="a", version="1", threshold=threshold
+        )
+        return bool(bundle.manifest["training"]["classifier_saw_lungs_of_this_segmenter"])
+
+    run = trained_classifier(tmp_path / "run", "resnet50")
+    alone = export_bundle([segmenter], None, tmp_path / "alone", films=films(1), name="a", version="1")
+    found_by = {"segmenter": {member.path.name: member.sha256 for member in alone.segmenter.members}}
+    assert saw(0.4), "a run of before does not say"
+    assert saw(0.4, lungs=lung_facts("mean", 0.4, SIZE))
+    assert not saw(0.5, lungs=lung_facts("mean", 0.4, SIZE))
 
 
 def test_a_bundle_can_be_amended_and_a_tampered_one_is_refused(bundle: Bundle) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,16 +11,18 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lungscope.bundle import locate
+from lungscope.bundle import Bundle, locate
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
 from lungscope.evaluation import scoring
 from lungscope.evaluation.card import NOT_KNOWN, counted, recorded_controls
-from lungscope.evaluation.provenance import facts
+from lungscope.evaluation.comparison import accuracy_less, signed
+from lungscope.evaluation.provenance import facts, split_of_training
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.statistics import number, with_interval
@@ -58,11 +60,14 @@ def segmenter(
 ) -> None:
     """Strict per-image Dice, IoU, accuracy, 95 % Hausdorff; for each store alone, never pooled."""
     analyzer, parts = _ready(model, device, precision, split, part)
-    stores = [
-        with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part))
-        for store in map(Store.open, data)
-    ]
-    result: dict[str, Any] = {**facts(analyzer, split), "stores": stores}
+    known = [(Store.open(path), parts) for path in data]
+    result: dict[str, Any] = {
+        **facts(analyzer, split),
+        "split_of_training": compare_splits(analyzer.bundle, known),
+        "stores": [
+            with_bar(store.name, partial(scoring.score_segmenter, analyzer, store, parts, part)) for store, _ in known
+        ],
+    }
     if lesions is not None:
         result["lesions"] = with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
     _finish(result, out, json_, _show_segmenter)
@@ -83,19 +88,26 @@ def classifier(
     out: Out = None,
     json_: Json = False,
 ) -> None:
-    """Accuracy, sensitivity, specificity, F1, AUC, log-loss, calibration error and confusion, beside the controls."""
+    """Accuracy, sensitivity, specificity, F1, AUC, log-loss, calibration error and confusion, beside the controls, and
+    how each control's accuracy differs on the same films."""
     result: dict[str, Any] = {}
     for bundle in [model, *map(str, control or [])]:
         analyzer, parts = _ready(bundle, device, precision, split, part)
-        rows = [
-            with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
-            for store in map(Store.open, data)
-        ]
+        known = [(Store.open(path), parts) for path in data]
+        found = {
+            **facts(analyzer, split),
+            "split_of_training": compare_splits(analyzer.bundle, known),
+            "stores": [
+                with_bar(store.name, partial(scoring.score_classifier, analyzer, store, parts, part))
+                for store, _ in known
+            ],
+        }
         if not result:
-            recorded = recorded_controls(analyzer.bundle)
-            result = {**facts(analyzer, split), "stores": rows, "controls": [], "recorded_controls": recorded}
+            result = {**found, "controls": [], "recorded_controls": recorded_controls(analyzer.bundle)}
         else:
-            result["controls"].append({**facts(analyzer, split), "stores": rows})
+            for own, row in zip(result["stores"], found["stores"], strict=True):
+                row["accuracy_less_bundle"] = accuracy_less(row, own)
+            result["controls"].append(found)
     _finish(result, out, json_, _show_classifier)
 
 
@@ -125,6 +137,7 @@ def pipeline(
     if severity is not None:
         parts = Split.read_all(split or [])
         known = [(Store.open(path), parts) for path in data or []]
+        result["split_of_training"] = compare_splits(analyzer.bundle, known)
         result["severity"] = with_bar("severity", partial(scoring.score_severity, analyzer, severity, known=known))
     if lesions is not None:
         result["lesions"] = with_bar("lesions", partial(scoring.score_lesions, analyzer, lesions))
@@ -134,6 +147,17 @@ def pipeline(
 def _ready(model: str | None, device: str, precision: str, split: list[Path], part: str) -> tuple[Analyzer, Split]:
     look_up(part, PARTS, what="part")
     return Analyzer(locate(model), device=device, precision=precision, streams=cores()), Split.read_all(split)
+
+
+def compare_splits(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, bool | None]:
+    """`split_of_training`; a network of another split is named on standard error."""
+    found = split_of_training(bundle, data)
+    if other := " and ".join(network for network, same in found.items() if same is False):
+        Console(stderr=True).print(
+            f"[yellow]{escape(bundle.name)}: its {other} trained with other val and test parts than are given, and "
+            "may have been trained on films that it is measured on here. Give the splits of its training[/yellow]"
+        )
+    return found
 
 
 def with_bar(title: str, work: Callable[[scoring.Progress], dict[str, Any]]) -> dict[str, Any]:
@@ -243,6 +267,7 @@ def _show_classifier(result: dict[str, Any]) -> None:
         console.print(table)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])
+    _show_differences(console, result["controls"])
     _show_sources(console, [(run["bundle"], row) for run in [result, *result["controls"]] for row in run["stores"]])
     console.print(
         "In this data class, source and age go together: what the background alone tells is not about lungs, and "
@@ -264,6 +289,21 @@ def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
     )
 
 
+def _show_differences(console: Console, controls: list[dict[str, Any]]) -> None:
+    if not controls:
+        return
+    table = Table("input", "bundle", "store", "source", "n", "difference [95 %]", title="Accuracy, less the bundle's")
+    for run in controls:
+        for row in run["stores"]:
+            found = row["accuracy_less_bundle"]
+            for source, less in (("all", found["all"]), *found["sources"].items()):
+                if less is not None:
+                    difference = signed(less["difference"], less["interval"])
+                    table.add_row(row["input"], run["bundle"], row["store"], source, str(less["films"]), difference)
+    console.print(table)
+    console.print("On the films that both answered. Where an interval holds 0 the two are not told apart.")
+
+
 def _show_sources(console: Console, rows: list[tuple[str, dict[str, Any]]]) -> None:
     if not any(row["sources"] for _, row in rows):
         return
@@ -282,7 +322,9 @@ def _show_pipeline(result: dict[str, Any]) -> None:
     if "severity" in result:
         table = Table("", "ours / senior", "ours / junior", "senior / junior", title="Severity, Spearman [95 %]")
         rows = [(name, result["severity"].get(name)) for name in ("global", "zones")]
-        rows += [(f"{name}, with seen films", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
+        seen = result["severity"]["seen"]
+        of_all = "all films" if seen is None else "with seen films"
+        rows += [(f"{name}, {of_all}", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
         for title, row in rows:
             if row is None:
                 continue
@@ -294,9 +336,12 @@ def _show_pipeline(result: dict[str, Any]) -> None:
                 ),
             )
         console.print(table)
-        console.print(
-            f"{result['severity']['films']} films, {len(result['severity']['failed'])} could not be analysed; "
-            f"{len(result['severity']['seen'])} were seen in training and are left out of the first two rows"
+        left_out = (
+            "which were seen in training was not checked: give --data and --split"
+            if seen is None
+            else f"{len(seen)} were seen in training and are left out of the first two rows"
         )
+        films, failed = result["severity"]["films"], len(result["severity"]["failed"])
+        console.print(f"{films} films, {failed} could not be analysed; {left_out}")
     if "lesions" in result:
         _show_lesions(console, result["lesions"])

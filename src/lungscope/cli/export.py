@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lungscope.bundle import MANIFEST, MODEL_CARD, Bundle
+from lungscope.cli.evaluate import compare_splits
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
@@ -40,17 +41,30 @@ def export(
         Path | None, typer.Option("--classifier", help="A classifier's run, or a bundle: its classifier.")
     ] = None,
     mirror: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--mirror",
             min=0,
-            help="Logits: where the largest leads by less, the mirror image is classified, too, and the mean counts.",
+            help="Logits: where the largest leads by less, the mirror image is classified, too, and the mean counts. "
+            "Default: that of the classifier's bundle, or 0.",
         ),
-    ] = 0.0,
-    pool: Annotated[str, typer.Option("--pool", help="How members are pooled: mean, union, vote.")] = "mean",
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool",
+            help="How members are pooled: mean, union, vote. Default: as in the segmenters' one bundle, or mean.",
+        ),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0.01, max=0.99, help="From which pooled probability on a place is lung.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0.01,
+            max=0.99,
+            help="From which pooled probability on a place is lung. Default: that of the segmenters' bundle, or 0.5.",
+        ),
+    ] = None,
     segmenter_size: Annotated[
         int | None, typer.Option("--segmenter-size", help="Side of the segmenter's grid.")
     ] = None,
@@ -81,21 +95,21 @@ def export(
     console = Console(stderr=True)
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
+    known = [(store, parts) for store in stores]
     bundle = export_bundle(
         [trained for path in segmenter for trained in _segmenters(path)],
         None if classifier is None else _classifier(classifier),
         out,
-        films=parity_films([(store, parts) for store in stores]),
+        films=parity_films(known),
         name=name,
         version=version,
-        pool=pool,
-        threshold=threshold,
         segmenter_size=segmenter_size,
-        mirror=mirror,
+        **_answering(segmenter, classifier, {"pool": pool, "threshold": threshold, "mirror": mirror}),
         papers={path.name: path.read_text(encoding="utf-8") for path in paper or []}
         | ({} if controls is None else {CONTROLS: _controls(controls)}),
     )
     console.print(f"{bundle.root}: graphs written, parity gates passed")
+    same_split = compare_splits(bundle, known)
     labelled = [store for store in stores if any(record.label for record in store.records)]
     if bundle.classifier is not None and labelled:
         analyzer = Analyzer(bundle, precision="f32", streams=cores())
@@ -103,18 +117,17 @@ def export(
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
         temperature, conformal = calibrate(logits, truth)
         bundle = amend_bundle(bundle, temperature=temperature, conformal=conformal)
-        for label, threshold in zip(found[0].labels, conformal.thresholds, strict=True):
-            if not threshold:
+        for label, least in zip(found[0].labels, conformal.thresholds, strict=True):
+            if not least:
                 console.print(
                     f"[yellow]{label} has too few validation films for {COVERAGE:.0%} coverage: it is in every set, "
                     "and no other class is ever answered[/yellow]"
                 )
-        thresholds = ", ".join(f"{threshold:.3f}" for threshold in conformal.thresholds)
+        thresholds = ", ".join(f"{least:.3f}" for least in conformal.thresholds)
         console.print(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
             f"(validation, n = {len(truth)})"
         )
-    known = [(store, parts) for store in stores]
     if bundle.segmenter.opaque is not None and bundle.classifier is not None and NORMAL in bundle.classifier.labels:
         bundle = _fit_opaque(bundle, known, console)
     if gates and not any(record.mask for store in stores for record in store.records):
@@ -125,7 +138,11 @@ def export(
             console.print(gate.describe(precision), highlight=False)
     if metrics:
         analyzer = Analyzer(bundle, precision="f32", streams=cores())
-        result = facts(analyzer, split) | _measure(analyzer, stores, parts, lesions, severity)
+        result = {
+            **facts(analyzer, split),
+            "split_of_training": same_split,
+            **_measure(analyzer, stores, parts, lesions, severity),
+        }
         bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
         console.print("measured on the test parts")
     bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
@@ -153,12 +170,28 @@ def _fit_opaque(bundle: Bundle, data: list[tuple[Store, Split]], console: Consol
     return bundle
 
 
+def _answering(segmenter: list[Path], classifier: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Pool, threshold and mirror: as `given`; else those of the bundle that all segmenters, or the classifier, come
+    from; else plain ones."""
+    found: dict[str, Any] = {"pool": "mean", "threshold": 0.5, "mirror": 0.0}
+    if len({*segmenter}) == 1 and _is_bundle(segmenter[0]):
+        spec = Bundle.load(segmenter[0]).segmenter
+        found |= {"pool": spec.pool, "threshold": spec.threshold}
+    if classifier is not None and _is_bundle(classifier) and (own := Bundle.load(classifier).classifier) is not None:
+        found["mirror"] = own.mirror
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+def _is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
 def _segmenters(path: Path) -> list[Trained]:
-    return Trained.of_bundle(Bundle.load(path)) if (path / MANIFEST).is_file() else [Trained.open(path)]
+    return Trained.of_bundle(Bundle.load(path)) if _is_bundle(path) else [Trained.open(path)]
 
 
 def _classifier(path: Path) -> Trained:
-    return Trained.classifier_of(Bundle.load(path)) if (path / MANIFEST).is_file() else Trained.open(path)
+    return Trained.classifier_of(Bundle.load(path)) if _is_bundle(path) else Trained.open(path)
 
 
 def _controls(path: Path) -> str:

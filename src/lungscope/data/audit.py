@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lungscope.data.duplicates import near_duplicates, thumbnails
+from lungscope.data.duplicates import near_duplicates
 from lungscope.data.importing import read_rejected
 from lungscope.data.layouts import Rejected
 from lungscope.data.store import Record, Store
@@ -57,7 +57,7 @@ class FilmRef:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two films that are the same picture. exact: the same file content. correlation: of their thumbnails."""
+    """Two films that are the same picture. exact: the same file content. correlation: see `near_duplicates`."""
 
     first: FilmRef
     second: FilmRef
@@ -294,7 +294,7 @@ def _pairs(stores: Sequence[Store]) -> tuple[Pair, ...]:
     for n, digest in enumerate(hashes):
         same[digest].append(n)
     exact = [(members[0], other) for members in same.values() for other in members[1:]]
-    near = near_duplicates(np.concatenate([thumbnails(store.images) for store in stores]))
+    near = near_duplicates([store.images for store in stores])
     pairs = [Pair(films[i], films[j], 1.0, True) for i, j in exact]
     pairs += [Pair(films[i], films[j], min(r, 1.0), False) for i, j, r in near if hashes[i] != hashes[j]]
     return tuple(sorted(pairs, key=lambda pair: (not pair.across_classes, not pair.exact, -pair.correlation)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lungscope.data.duplicates import NEAR_DUPLICATE, groups, near_duplicates, thumbnails
+from lungscope.data.duplicates import CROPS, NEAR_DUPLICATE, groups, near_duplicates
 from lungscope.data.store import Store
 from lungscope.errors import DataError, look_up
 
@@ -122,14 +122,14 @@ def make_split(
 ) -> tuple[Split, dict[str, object]]:
     """Split `stores` by duplicate group and, where known, patient; stratified by store and label.
 
-    Returns the split and the facts that belong beside it (seed, fractions, threshold, number of groups).
+    Returns the split and the facts that belong beside it (seed, fractions, threshold and crops, number of groups).
     """
     if abs(sum(fractions) - 1) > 1e-9 or min(fractions) < 0:
         raise DataError(f"fractions must be three numbers >= 0 that add up to 1; got {fractions}")
     films = [(store, i) for store in stores for i in range(len(store.records))]
     if not films:
         raise DataError("nothing to split: the stores hold no films")
-    pairs = [(i, j) for i, j, _ in near_duplicates(np.concatenate([thumbnails(store.images) for store in stores]))]
+    pairs = [(i, j) for i, j, _ in near_duplicates([store.images for store in stores])]
     near = len(pairs)
     first: dict[tuple[str, str], int] = {}
     for n, (store, i) in enumerate(films):
@@ -176,6 +176,7 @@ def make_split(
         "seed": seed,
         "fractions": list(fractions),
         "near_duplicate_above": NEAR_DUPLICATE,
+        "near_duplicate_crops": list(CROPS),
         "films": len(films),
         "groups": len(members),
         "near_duplicate_pairs": near,
@@ -192,3 +193,14 @@ def parts_digest(data: Iterable[tuple[Store, Split]]) -> dict[str, str]:
         for part in PARTS
     }  # fmt: skip
     return {part: hashlib.sha256("\n".join(lines).encode()).hexdigest() for part, lines in films.items()}
+
+
+def truth_digest(data: Iterable[tuple[Store, Split]]) -> str:
+    """SHA-256 of what is known of the films of all parts: each one's label and, on the store's grid, lung mask."""
+    lines = []
+    for store, split in data:
+        for i in (i for part in PARTS for i in split.select(store, part)):
+            record = store.records[i]
+            mask = hashlib.sha256(store.masks[i]).hexdigest() if record.mask else ""
+            lines.append(f"{store.name}/{record.id}/{record.label}/{store.size}/{mask}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

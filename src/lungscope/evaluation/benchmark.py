@@ -17,8 +17,8 @@ import numpy as np
 
 from lungscope.data.layouts import radiography_source
 from lungscope.errors import DataError
-from lungscope.evaluation.bootstrap import bootstrap, bootstrap_mean
-from lungscope.evaluation.comparison import mcnemar
+from lungscope.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
+from lungscope.evaluation.comparison import mcnemar, mixed_sources, paired, signed
 from lungscope.evaluation.metrics import ece
 from lungscope.stages.classification import INPUT_NAMES, INPUTS, Input
 from lungscope.statistics import number, or_null, with_interval
@@ -113,7 +113,7 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
     """The results in `folder`, in the order of the paper's tables.
 
     Raises DataError where there is none, where a file is no result, or where results can not stand in one table:
-    another budget, other parts.
+    another budget, other parts, other labels or masks.
     """
     cells = []
     for path in sorted(folder.glob("*.json")):
@@ -130,8 +130,9 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
         cells.append(cell)
     if not cells:
         raise DataError(f"{folder}: no results. Make some: lungscope benchmark {kind} --budget … --data … --split …")
-    for what in ("budget", "parts", "segmenter"):
-        digests = {json.dumps(identity(cell)[what]): cell["name"] for cell in cells}
+    for what in ("budget", "parts", "truth", "segmenter"):
+        known = [(identity(cell)[what], cell["name"]) for cell in cells]
+        digests = {json.dumps(value): name for value, name in known if value is not None}
         if len(digests) > 1:
             raise DataError(
                 f"{folder}: results differ in {what}: {', '.join(sorted(digests.values()))}. Keep cells of one "
@@ -178,11 +179,13 @@ def load_times(folder: Path, kind: Kind) -> Times | None:
 
 
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
-    """What a result is the result of; two that agree in it are the same cell of the same grid."""
+    """What a result is the result of; two that agree in it are the same cell of the same grid. truth: None in results
+    of before, which do not say."""
     what = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "crop", "members")
     made = ("segmenter", "parts")
     return {
         **{key: cell[key] for key in what + made},
+        "truth": cell.get("truth"),
         "view": _view(cell),
         "budget": [cell["budget"]["name"], cell["budget"]["sha256"]],
     }
@@ -330,11 +333,10 @@ def _kilojoules(cell: dict[str, Any]) -> str:
 
 
 def _paired(cell: dict[str, Any], first: dict[str, Any]) -> str:
-    mine, theirs = ({row["id"]: row for row in side["stores"][0]["per_film"]} for side in (cell, first))
-    both = [film for film in mine if film in theirs]
-    difference = [mine[film]["dice"] - theirs[film]["dice"] for film in both]
-    interval = bootstrap_mean(difference, [mine[film]["group"] for film in both])
-    return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    mine, theirs = (
+        {row["id"]: (row["dice"], row["group"]) for row in side["stores"][0]["per_film"]} for side in (cell, first)
+    )
+    return _signed(paired(mine, theirs))
 
 
 def _ensemble(
@@ -530,10 +532,7 @@ def _inputs(cells: Sequence[dict[str, Any]]) -> list[Input]:
 
 def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """The sources that have test films of several classes, and which."""
-    classes: dict[str, set[str]] = {}
-    for film in cells[0]["test"]["per_film"]:
-        classes.setdefault(_source(film), set()).add(film["label"])
-    return {name: sorted(labels) for name, labels in sorted(classes.items()) if name and len(labels) > 1}
+    return mixed_sources((_source(film), film["label"]) for film in cells[0]["test"]["per_film"])
 
 
 def _accuracy(cell: dict[str, Any], source: str | None) -> str:
@@ -552,11 +551,7 @@ def _source(film: dict[str, Any]) -> str:
 
 def _gap(one: dict[str, Any], other: dict[str, Any], source: str | None = None) -> str:
     """Accuracy of one, less the other's, on the same films; of `source` alone where it is given."""
-    mine, theirs = (_right(cell, source) for cell in (one, other))
-    both = [film for film in mine if film in theirs]
-    difference = [float(mine[film][0]) - float(theirs[film][0]) for film in both]
-    interval = bootstrap_mean(difference, [mine[film][1] for film in both])
-    return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    return _signed(paired(_right(one, source), _right(other, source)))
 
 
 def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) -> Iterable[Table]:
@@ -645,6 +640,10 @@ def _label(cell: dict[str, Any]) -> str:
     """What a cell is called in a table."""
     name = f"ensemble, {cell['variant']}" if cell["network"] == "ensemble" else str(cell["network"])
     return name if not cell["seed"] else f"{name} (seed {cell['seed']})"
+
+
+def _signed(difference: Interval) -> str:
+    return signed(difference.value, (difference.low, difference.high))
 
 
 def _with_span(score: dict[str, Any]) -> str:

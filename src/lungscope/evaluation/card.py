@@ -187,7 +187,12 @@ def _results(metrics: dict[str, Any]) -> list[str]:
         "are worth on films from elsewhere they do not say."
     )
     if severity:
-        note += f" Severity: {len(severity['seen'])} near-duplicates of films of these sets are left out."
+        seen = severity["seen"]
+        note += (
+            " Severity: near-duplicates of films that were trained on were not looked for."
+            if seen is None
+            else f" Severity: {len(seen)} near-duplicates of films of these sets are left out."
+        )
     classified = metrics.get("classifier", [])
     return [f"## Results\n{table}\n\n{note}", *map(_by_class, classified), *_by_source(classified)]
 

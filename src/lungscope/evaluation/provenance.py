@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lungscope.bundle import sha256_of
+from lungscope.bundle import Bundle, sha256_of
+from lungscope.data.split import Split, parts_digest
+from lungscope.data.store import Store
 from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
 
@@ -25,6 +28,31 @@ def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
         "versions": analyzer.versions,
         "hardware": {**machine(), "device": analyzer.device, "precision": analyzer.precision},
     }
+
+
+def split_of_training(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, bool | None]:
+    """By network, whether the val and test parts of `data` are those that it was trained with, of the stores that it
+    was trained on. None where that can not be told: by its name `data` has none of these stores or not all that have
+    such parts, or the bundle does not say. Raises DataError where a film is not in its split."""
+    runs, members = bundle.manifest.get("training", {}).get("runs", []), len(bundle.segmenter.members)
+    networks = {"segmenter": runs[:members]} | ({} if bundle.classifier is None else {"classifier": runs[members:]})
+    found = {}
+    for network, own in networks.items():
+        same = [_same_parts(run, data) for run in own] or [None]
+        found[network] = False if False in same else None if None in same else True
+    return found
+
+
+def _same_parts(run: dict[str, Any], data: Sequence[tuple[Store, Split]]) -> bool | None:
+    given = [(store, split) for store, split in data if store.name in run.get("stores", [])]
+    if not given or "parts" not in run:
+        return None
+    parts = parts_digest(given)
+    if all(parts[part] == run["parts"][part] for part in ("val", "test")):
+        return True
+    # Stores of pseudo-labels are for training alone.
+    missing = {*run["stores"]} - {store.name for store, _ in given} - {*run.get("pseudo_labels", {})}
+    return None if missing else False
 
 
 def machine() -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.batch import in_order
-from lungscope.data.duplicates import NEAR_DUPLICATE, thumbnails
+from lungscope.data.duplicates import CROPS, NEAR_DUPLICATE, thumbnails
 from lungscope.data.importing import read_mask, same_aspect
 from lungscope.data.split import Split
 from lungscope.data.store import Store
@@ -415,7 +415,8 @@ def score_severity(
     """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
 
     known: what the networks were trained and chosen on. Films that are near-duplicates of its train and val parts are
-    named in "seen", and left out of "global" and "zones"; "with_seen" has both for all films.
+    named in "seen", and left out of "global" and "zones"; "with_seen" has both for all films. Without `known` that is
+    not checked: "seen" and "scored" are None, and "with_seen" stands alone.
 
     `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's
     is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands
@@ -433,9 +434,9 @@ def score_severity(
     done = [(row, *result) for row, result in zip(rows, results, strict=True) if not isinstance(result, Failure)]
     if not done:
         raise DataError(f"{folder}: none of {len(rows)} films could be analysed; the first one: {results[0].message}")
-    seen = _seen(np.stack([thumbs for *_, thumbs in done]), known)
+    seen = _seen(np.stack([thumbs for *_, thumbs in done]), known) if known else None
     scored = [(row, result) for row, result, _ in done]
-    unseen = [film for film, was_seen in zip(scored, seen, strict=True) if not was_seen]
+    unseen = [] if seen is None else [scored[n] for n in np.flatnonzero(~seen)]
     return {
         "films": len(rows),
         "failed": [
@@ -443,27 +444,31 @@ def score_severity(
             for row, r in zip(rows, results, strict=True)
             if isinstance(r, Failure)
         ],
-        "seen": [row["image"] for (row, _), was_seen in zip(scored, seen, strict=True) if was_seen],
-        "scored": len(unseen),
+        "seen": None if seen is None else [scored[n][0]["image"] for n in np.flatnonzero(seen)],
+        "scored": None if seen is None else len(unseen),
         **(_agreement(folder, unseen) if unseen else {}),
         "with_seen": _agreement(folder, scored),
     }
 
 
 def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
-    """A film as f32 [2, 32*32] unit rows: letterboxed as stores hold it, and squashed as some published sets are."""
+    """A film as f32 [1 + crops, 2, 32*32], unit rows, whole first: letterboxed as stores hold it, and squashed as some
+    published sets are."""
     side = max(pixels.shape)
     forms = [Geometry.letterbox(pixels.shape, side).to_network(pixels), pixels]
-    return np.concatenate([thumbnails(np.rint(form * 255).astype(np.uint8)[None]) for form in forms])
+    grey = [np.rint(form * 255).astype(np.uint8)[None] for form in forms]
+    return np.stack([np.concatenate([thumbnails(form, crop) for form in grey]) for crop in (0.0, *CROPS)])
 
 
 def _seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> NDArray[np.bool_]:
-    """Which of N films, f32 [N, forms, 32*32], are near-duplicates of a film of the train and val parts of `known`."""
+    """Which of N films, f32 [N, 1 + crops, forms, 32*32], are near-duplicates of a film of the train and val parts of
+    `known`."""
     seen = np.zeros(len(thumbs), np.bool_)
     for store, split in known:
-        indices = [i for part in ("train", "val") for i in split.select(store, part)]
-        theirs = thumbnails(store.images[indices])
-        seen |= (thumbs @ theirs.T > NEAR_DUPLICATE).any((1, 2))
+        images = store.images[[i for part in ("train", "val") for i in split.select(store, part)]]
+        seen |= (thumbs @ thumbnails(images).T > NEAR_DUPLICATE).any((1, 2, 3))
+        for crop in CROPS:
+            seen |= (thumbs[:, 0] @ thumbnails(images, crop).T > NEAR_DUPLICATE).any((1, 2))
     return seen
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lungscope.bundle import Bundle, sha256_of
-from lungscope.data.split import Split, parts_digest
+from lungscope.data.split import Split, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
 from lungscope.evaluation import scoring
@@ -99,8 +99,9 @@ class Bench:
     def run(self, cell: Cell) -> Path:
         """Train and measure `cell`, going on where a sitting was cut off; a cell that has its result is left alone.
 
-        Returns the result's path. Raises DataError where a result there is of another budget or other parts, or where
-        an ensemble's members were not trained in `work`.
+        Returns the result's path. Raises DataError where a result there is of another budget, other parts or other
+        labels and masks, or where the weights of an ensemble's members are not in `work`, or not those that their
+        results are of.
         """
         path = self.result(cell)
         if path.exists():
@@ -159,12 +160,14 @@ class Bench:
                 "recipe": recipe,
             },
             "parts": parts_digest(self._ready(cell)),
+            "truth": truth_digest(self._ready(cell)),
         }
 
     def _check(self, path: Path, cell: Cell) -> None:
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            differ = [key for key, value in identity(self._identity(cell)).items() if identity(there)[key] != value]
+            mine, theirs = identity(self._identity(cell)), identity(json.loads(path.read_text(encoding="utf-8")))
+            # Results of before do not say which truth they are of.
+            differ = [key for key in mine if mine[key] != theirs[key] and (key != "truth" or theirs[key])]
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is no benchmark result ({error}). Remove it, or name another folder") from error
         if differ:
@@ -200,9 +203,16 @@ class Bench:
                 hardware=self.hardware,
             )
             trained, finder = Trained.open(run), Trained.of_bundle(self.segmenter)
-            pool = self.segmenter.segmenter.pool
+            spec = self.segmenter.segmenter
             bundle = export_bundle(
-                finder, trained, folder / "bundle", films=films, name=cell.name, version="0", pool=pool
+                finder,
+                trained,
+                folder / "bundle",
+                films=films,
+                name=cell.name,
+                version="0",
+                pool=spec.pool,
+                threshold=spec.threshold,
             )
             scores = _score_classifier(bundle, data, self.lungs)
             labels, side = len(trained.facts["labels"]), int(trained.facts["size"])
@@ -227,12 +237,18 @@ class Bench:
                 "that they "
                 "were trained in, or copy it here"
             ) from error
+        rows = [json.loads(self.result(member).read_text(encoding="utf-8")) for member in members]
+        for member, run, row in zip(members, trained, rows, strict=True):
+            if sha256_of(run.weights) != row["training"]["weights_sha256"]:
+                raise DataError(
+                    f"{cell.name}: {run.weights} are not the weights that {self.result(member)} is the result of. Name "
+                    "the --work folder that these were trained in, or copy them here"
+                )
         data = self._ready(cell)
         out = self.folder(cell) / "bundle"
         bundle = export_bundle(
             trained, None, out, films=parity_films(data), name=cell.name, version="0", pool=str(cell.variant)
         )
-        rows = [json.loads(self.result(member).read_text(encoding="utf-8")) for member in members]
         training = {
             "seconds": sum(row["training"]["seconds"] for row in rows),
             "precision": rows[0]["training"]["precision"],

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from lungscope.bundle import Bundle
-from lungscope.data.split import Split, parts_digest
+from lungscope.data.split import Split, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
 from lungscope.stages.classification import Input, ViewSpec
@@ -23,7 +23,7 @@ from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import LabelledViews
 from lungscope.training.networks import build_classifier
 from lungscope.training.recipe import Phase, Recipe
-from lungscope.training.views import cut_views, view_facts
+from lungscope.training.views import cut_views, lung_facts, view_facts
 
 
 class ClassifierTask(Task):
@@ -148,14 +148,17 @@ def train_classifier(
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
     spec = view or view_spec("lungs", recipe)
     names, train, val = labelled_views(data, bundle, spec)
+    finder = bundle.segmenter
     facts = {
         "network": recipe.network,
         "labels": names,
         **view_facts(spec),
-        "segmenter": {member.path.name: member.sha256 for member in bundle.segmenter.members},
+        "segmenter": {member.path.name: member.sha256 for member in finder.members},
+        "lungs": lung_facts(finder.pool, finder.threshold, finder.size),
         "stores": [store.name for store, _ in data],
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
+        "truth": truth_digest(data),
     }
     strata = strata_of(train, recipe)
     if strata != train.strata:

@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 #: In a phase's folder: that it is over, and how its epochs went.
 DONE, EPOCHS = "done", "epochs.json"
 
+#: Facts that runs of before do not have, and are gone on with for all that.
+LATER = ("lungs", "truth")
+
 #: Added to the seed with every phase.
 PHASE_SEED = 15_485_863
 
@@ -347,8 +350,9 @@ class Run:
         claim = self.folder / "run.json"
         if claim.exists():
             theirs = json.loads(claim.read_text())
+            asked = {*mine, *theirs} - {key for key in LATER if key not in theirs}
             # What one of both does not say is as good as no.
-            differ = sorted(key for key in {*mine, *theirs} if (mine.get(key) or None) != (theirs.get(key) or None))
+            differ = sorted(key for key in asked if (mine.get(key) or None) != (theirs.get(key) or None))
             if differ:
                 raise RecipeError(
                     f"{self.folder} holds a run that differs in {', '.join(differ)}. Use another folder, or the same "

@@ -27,7 +27,7 @@ from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
 from lungscope.stages.classification import Conformal
 from lungscope.training.networks import build_classifier, build_segmenter, features, finds_opacity, head_of
-from lungscope.training.views import view_facts, view_of
+from lungscope.training.views import lung_facts, view_facts, view_of
 from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
 
@@ -286,10 +286,11 @@ def export_bundle(
         }
         if classifier is not None:
             found_by = {member["file"]: sha256_of(folder / member["file"]) for member in members}
-            same = classifier.facts.get("segmenter") == found_by
+            lungs = lung_facts(pool, threshold, size)
+            same = classifier.facts.get("segmenter") == found_by and classifier.facts.get("lungs", lungs) == lungs
             document["training"]["classifier_saw_lungs_of_this_segmenter"] = same
             if not same:
-                log.warning("the classifier was trained on lungs that another segmenter found")
+                log.warning("the classifier was trained on lungs that another segmenter, or this one otherwise, found")
         document["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
         Bundle.load(folder)

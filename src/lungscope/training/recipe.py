@@ -89,9 +89,10 @@ KINDS = {
 class Recipe:
     """See the fields of the shipped files for what each one is for.
 
-    balance: `even` draws each epoch's films evenly over the labels of each store; `source`, of a classifier, evenly
-    over the sources of every label, so that a label of two is drawn twice as often as one of one; `natural` takes every
-    film once, but for the last ones where they do not fill a batch.
+    balance: `even` draws each epoch's films evenly over labels: a segmenter's over those of each store, a classifier's
+    over those of all stores together; `source`, of a classifier, evenly over the sources of every label, so that a
+    label of two is drawn twice as often as one of one; `natural` takes every film once, but for the last ones where
+    they do not fill a batch.
     batch_norm_batches: training batches over which batch-norm statistics are recomputed before each validation; 0 keeps
     the running averages. batch_norm_momentum: the weight of the newest batch in these averages; 0 is the network's own.
     ema: of an exponential moving average of the weights, the share that stays at each step; validation, and the weights

@@ -23,6 +23,9 @@ from lungscope.stages.classification import ViewSpec, lung_view
 
 log = logging.getLogger(__name__)
 
+#: One more with every change of how code finds lungs or cuts views, so that those of before are cut again.
+FOUND_BY = 2
+
 
 @dataclass(frozen=True)
 class Views:
@@ -36,13 +39,14 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
     """Segment every film of `store` once with `bundle` and cut each view in `specs`, not equalised yet; kept under
     `cache` by content, and cut again only where it is not there.
 
-    The cache key is made of the films', the segmenter's and the views' digests, so a stale file is never read.
+    The cache key is made of `FOUND_BY` and the films', the segmenter's and the views' digests, so a stale file is never
+    read.
     """
     films = hashlib.sha256("".join(record.sha256 for record in store.records).encode()).hexdigest()
     segmenter = bundle.segmenter
     networks = [[weights.sha256 for weights in segmenter.members], segmenter.pool, segmenter.threshold, segmenter.size]
     keys = {
-        name: hashlib.sha256(json.dumps([films, networks, _cut_by(spec)]).encode()).hexdigest()[:16]
+        name: hashlib.sha256(json.dumps([FOUND_BY, films, networks, _cut_by(spec)]).encode()).hexdigest()[:16]
         for name, spec in specs.items()
     }
     paths = {name: (cache / f"{key}-views.npy", cache / f"{key}-usable.npy") for name, key in keys.items()}
@@ -52,6 +56,11 @@ def cut_views(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], cache: P
         name: Views(np.load(views, mmap_mode="r", allow_pickle=False), np.load(usable, allow_pickle=False))
         for name, (views, usable) in paths.items()
     }
+
+
+def lung_facts(pool: str, threshold: float, size: int) -> dict[str, Any]:
+    """How a segmenter's maps become lungs, as it stands in the facts of a classifier's run."""
+    return {"pool": pool, "threshold": threshold, "size": size}
 
 
 def view_facts(spec: ViewSpec) -> dict[str, Any]:
@@ -67,8 +76,8 @@ def view_of(facts: Mapping[str, Any]) -> ViewSpec:
 
 
 def _cut_by(spec: ViewSpec) -> dict[str, Any]:
-    """What views are known by in the cache; those cut before lungs could be aligned are still those cut without it."""
-    return {key: value for key, value in asdict(spec).items() if key != "equalised" and (key != "aligned" or value)}
+    """What views are known by in the cache, which has them before they are equalised."""
+    return {key: value for key, value in asdict(spec).items() if key != "equalised"}
 
 
 def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:

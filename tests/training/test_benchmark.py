@@ -1,0 +1,58 @@
+"""Which results and weights a benchmark takes for its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lungscope.bundle import Bundle, sha256_of
+from lungscope.data.split import Split
+from lungscope.data.store import Store
+from lungscope.errors import DataError
+from lungscope.evaluation.benchmark import Cell
+from lungscope.training.benchmark import Bench
+from lungscope.training.budget import load_budget
+from lungscope.training.engine import Hardware
+
+
+@pytest.fixture
+def bench(drawn: tuple[Store, Split], tiny: Path, tmp_path: Path) -> Bench:
+    return Bench(
+        load_budget("cpu"), "cpu", [drawn], [], tmp_path / "out", tmp_path / "work", Hardware("cpu"), Bundle.load(tiny)
+    )
+
+
+def test_an_ensemble_pools_the_weights_that_its_members_results_are_of(bench: Bench) -> None:
+    members = [Cell("segmentation", name, 0) for name in bench.budget.segmentation.ensemble]
+    for member in members:
+        run, result = bench.folder(member) / "run", bench.result(member)
+        run.mkdir(parents=True)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        (run / "weights.json").write_text("{}")
+        (run / "weights.safetensors").write_text(member.name)
+        digest = sha256_of(run / "weights.safetensors")
+        result.write_text(json.dumps({"training": {"weights_sha256": digest}}))
+    other = bench.folder(members[1]) / "run" / "weights.safetensors"
+    other.write_text("trained again")
+    with pytest.raises(DataError, match=f"{members[1].name}.* are not the weights that .*{members[1].name}.json is"):
+        bench.run(Cell("segmentation", "ensemble", 0, bench.budget.segmentation.pools[0]))
+
+
+def test_a_result_is_of_the_labels_and_masks_that_it_was_made_with(bench: Bench) -> None:
+    cell = next(iter(bench.budget.cells("segmentation")))
+    result, ((store, split),) = bench.result(cell), bench.data
+    result.parent.mkdir(parents=True)
+    document = bench._identity(cell)
+    result.write_text(json.dumps(document))
+    assert bench.run(cell) == result
+    masks = store.masks.copy()
+    masks[3, :9] = 255
+    other = replace(bench, data=[(replace(store, masks=masks), split)])
+    with pytest.raises(DataError, match="result of another truth"):
+        other.run(cell)
+    del document["truth"]
+    result.write_text(json.dumps(document))
+    assert other.run(cell) == result, "a result of before does not say"
