@@ -40,13 +40,14 @@ def test_a_large_window_beyond_the_film_holds_black_there(place: tuple[int, int,
 
 
 @pytest.mark.parametrize("frame", [(0, 0, 0, 0), (40, 40, 40, 40), (90, 0, 0, 0), (0, 31, 0, 8), (7, 0, 60, 1)])
-def test_a_black_frame_changes_nothing(frame: tuple[int, int, int, int]) -> None:
-    film = 0.1 + 0.9 * RANDOM.random((150, 120), dtype=np.float32)
-    film[40:60] = 0  # inside the film black is black
+@pytest.mark.parametrize("white", [False, True])
+def test_a_black_or_white_frame_changes_nothing(frame: tuple[int, int, int, int], white: bool) -> None:
+    film = 0.1 + 0.8 * RANDOM.random((150, 120), dtype=np.float32)
+    film[40:60] = white  # inside the film that is no frame
     above, below, before, behind = frame
-    framed = np.pad(film, ((above, below), (before, behind)))
-    framed += 0.03 * (framed == 0)  # noise
-    framed[3:5, 3:5] = np.maximum(framed[3:5, 3:5], 0.9)  # a marker
+    framed = np.pad(film, ((above, below), (before, behind)), constant_values=white)
+    framed = np.where(framed == white, abs(white - np.float32(0.03)), framed)  # noise
+    framed[3:5, 3:5] = 0.5  # a marker
     film = framed[above : above + 150, before : before + 120]
     plain, found = Geometry.of_film(film, 32), Geometry.of_film(framed, 32)
     assert (found.top - above, found.left - before, found.side) == (plain.top, plain.left, plain.side)

@@ -22,9 +22,9 @@ _LARGE = 2**20
 #: Degrees by which a film is turned at most, so that both lungs stand level. Where they lie further apart it is not for
 #: how the patient stood.
 _MOST_TILT = 20.0
-#: How bright black may be, for what JPEG leaves beside an edge, and what share of a black line may be brighter, for a
-#: side marker.
-_BLACK, _FRAME = 10 / 255, 0.02
+#: How bright black may be, and how dark white, for what JPEG leaves beside an edge; and what share of a line of a frame
+#: may be otherwise, for a side marker.
+_BLACK, _MARKED = 10 / 255, 0.02
 #: How many rows of a shrunk film are computed together: so few that their part of the film stays in a core's cache.
 _TOGETHER = 4
 #: And of a grown map.
@@ -106,9 +106,9 @@ class Geometry:
 
     @classmethod
     def of_film(cls, pixels: Pixels, size: int) -> Geometry:
-        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black frame that a collimator or a
-        program may have put around it: rows and columns at its edges of which `_FRAME` or less is brighter than
-        `_BLACK`."""
+        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black or white frame that a collimator
+        or a program may have put around it: rows and columns at its edges that are black, or white, but for `_MARKED`
+        of them."""
         top, bottom = _frame(pixels), len(pixels) - _frame(pixels[::-1])
         if top >= bottom:
             return cls.letterbox((len(pixels), pixels.shape[1]), size)
@@ -308,9 +308,10 @@ class Geometry:
 
 
 def _frame(lines: Pixels) -> int:
-    """How many lines of pixels [N, L] are black before the first one that is not."""
+    """How many lines of pixels [N, L] are black or white before the first one that is not."""
     for number, line in enumerate(lines):
-        if np.count_nonzero(line > _BLACK) > _FRAME * len(line):
+        most = _MARKED * len(line)
+        if np.count_nonzero(line > _BLACK) > most and np.count_nonzero(line < 1 - _BLACK) > most:
             return number
     return len(lines)
 

@@ -63,7 +63,7 @@ SEGMENTATION_NOTES = (
     "The paper's IoU is above its Dice in every row. For one pair of masks Dice = 2 IoU / (1 + IoU) is never below "
     "IoU, so that its two columns were not computed as they are here (strict, for each film, then averaged).",
     "The paper does not say how it parted its films, some of which are duplicates of one another. Here no duplicate "
-    "group is on two sides; no film says who the patient is.",
+    "group that was found is on two sides; no film says who the patient is.",
     "The paper's data set has three classes. Here Viral Pneumonia films have masks; those of the other classes are not "
     "at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
     "A network was trained once for each seed. Intervals say how far other films would move a score, and not how far "
@@ -71,7 +71,7 @@ SEGMENTATION_NOTES = (
 )
 CLASSIFICATION_NOTES = (
     "The paper does not say how it parted its films, some of which are duplicates of one another. Here no duplicate "
-    "group is on two sides.",
+    "group that was found is on two sides; no film says who the patient is.",
     "The paper's lungs were found by its ensemble; here by one segmenter, whose SHA-256 is in every cell.",
     "In this data class, source and age go together. What a network reads from the background is not about lungs; "
     "where the background alone is told as well as the lungs, accuracy on this data does not show that lungs were "
