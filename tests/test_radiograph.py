@@ -52,8 +52,9 @@ def test_a_black_or_white_frame_changes_nothing(frame: tuple[int, int, int, int]
     plain, found = Geometry.of_film(film, 32), Geometry.of_film(framed, 32)
     assert (found.top - above, found.left - before, found.side) == (plain.top, plain.left, plain.side)
     assert plain == Geometry.letterbox(film.shape, 32)
+    np.testing.assert_array_equal(found.to_network(framed), plain.to_network(film))
     inside = found.to_source(np.ones((4, 4), np.float32))
-    assert inside[above : above + 150, before : before + 120].min() == 1
+    assert inside[above : above + 150, before : before + 120].min() == 1 and inside.sum() == film.size
 
 
 def test_a_film_that_is_black_all_over_is_its_own_frame() -> None:

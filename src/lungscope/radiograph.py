@@ -87,7 +87,7 @@ class Geometry:
 
     source_shape: (H, W) of the film. top, left, side: the window, in source pixels. size: side of the network grid.
     affine: where in the window a place of the network's field of view lies, both from 0 at the top left to 1; None
-    where the window is the field of view.
+    where the window is the field of view. part: what of the film counts, the rest being 0; None for all of it.
     """
 
     source_shape: tuple[int, int]
@@ -96,6 +96,7 @@ class Geometry:
     side: int
     size: int
     affine: Affine | None = None
+    part: Box | None = None
 
     @classmethod
     def letterbox(cls, shape: tuple[int, int], size: int) -> Geometry:
@@ -109,13 +110,17 @@ class Geometry:
         """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black or white frame that a collimator
         or a program may have put around it: rows and columns at its edges that are black, or white, but for `_MARKED`
         of them."""
+        whole = cls.letterbox((len(pixels), pixels.shape[1]), size)
         top, bottom = _frame(pixels), len(pixels) - _frame(pixels[::-1])
         if top >= bottom:
-            return cls.letterbox((len(pixels), pixels.shape[1]), size)
-        inside = pixels[top:bottom].T
-        left, right = _frame(inside), len(inside) - _frame(inside[::-1])
-        part = cls.letterbox((bottom - top, right - left), size)
-        return replace(part, source_shape=(len(pixels), pixels.shape[1]), top=part.top + top, left=part.left + left)
+            return whole
+        lines = pixels[top:bottom].T
+        left, right = _frame(lines), len(lines) - _frame(lines[::-1])
+        if (bottom - top, right - left) == pixels.shape:
+            return whole
+        inner = cls.letterbox((bottom - top, right - left), size)
+        part = slice(top, bottom), slice(left, right)
+        return replace(inner, source_shape=whole.source_shape, top=inner.top + top, left=inner.left + left, part=part)
 
     @classmethod
     def around(cls, mask: NDArray[np.bool_], size: int, margin: float) -> Geometry:
@@ -220,10 +225,13 @@ class Geometry:
 
     @property
     def inside(self) -> Box:
-        """The rows and columns of the film that lie in the window."""
+        """The rows and columns of the film that count and lie in the window."""
         height, width = self.source_shape
-        rows = slice(max(self.top, 0), min(self.top + self.side, height))
-        return rows, slice(max(self.left, 0), min(self.left + self.side, width))
+        rows, columns = self.part or (slice(0, height), slice(0, width))
+        return (
+            slice(max(self.top, rows.start), min(self.top + self.side, rows.stop)),
+            slice(max(self.left, columns.start), min(self.left + self.side, columns.stop)),
+        )
 
     def to_window(self, grid: Pixels) -> Pixels:
         """Resample a map over the network's field of view, [h, w] with h = w of any size, to the window, f32

@@ -53,9 +53,10 @@ def test_a_film_that_says_that_it_is_mirrored_is_taken_at_its_word(tmp_path: Pat
         assert "polarity" not in [warning.code for warning in inverted.warnings]
 
 
-def test_a_black_frame_around_a_film_moves_nothing(tmp_path: Path) -> None:
-    root, film = write_bundle(tmp_path / "bundle"), draw(300, 300)
-    framed = np.pad(film, ((30, 90), (50, 10)))
+@pytest.mark.parametrize("grey", [0, 1])
+def test_a_frame_around_a_film_moves_nothing(tmp_path: Path, grey: int) -> None:
+    root, film = write_bundle(tmp_path / "bundle"), draw()
+    framed = np.pad(film, ((30, 90), (50, 10)), constant_values=grey)
     np.testing.assert_array_equal(segment(root, framed).mask[30:-90, 50:-10], segment(root, film).mask)
 
 
