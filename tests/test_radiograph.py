@@ -57,8 +57,18 @@ def test_a_black_or_white_frame_changes_nothing(frame: tuple[int, int, int, int]
     assert inside[above : above + 150, before : before + 120].min() == 1 and inside.sum() == film.size
 
 
-def test_a_film_that_is_black_all_over_is_its_own_frame() -> None:
-    assert Geometry.of_film(np.zeros((90, 70), np.float32), 32) == Geometry.letterbox((90, 70), 32)
+def test_a_frame_may_lie_in_another() -> None:
+    film = 0.1 + 0.8 * RANDOM.random((150, 120), dtype=np.float32)
+    framed = np.pad(np.pad(film, 20, constant_values=1), ((30, 10), (0, 40)))
+    np.testing.assert_array_equal(
+        Geometry.of_film(framed, 32).to_network(framed), Geometry.of_film(film, 32).to_network(film)
+    )
+
+
+@pytest.mark.parametrize("film", [np.zeros((90, 70), np.float32), np.repeat(np.eye(2, dtype=np.float32)[:1], 80, 0)])
+def test_a_film_that_is_all_frame_is_shown_as_it_is(film: np.ndarray) -> None:
+    wide = np.repeat(film, 40, axis=1)
+    assert Geometry.of_film(wide, 32) == Geometry.letterbox((len(wide), wide.shape[1]), 32)
 
 
 def test_what_is_masked_leaves_no_trace() -> None:

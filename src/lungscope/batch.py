@@ -31,7 +31,7 @@ from lungscope.writers.run import begin_run, end_run
 
 #: Films that are begun before their turn, for each worker: one slow film must not leave the others idle.
 AHEAD = 2
-#: The list of folders that a run has begun, in the folder of its results, until it is closed.
+#: The list of folders that lungscope made and no row names, in the folder of the results.
 BEGUN = ".begun"
 NO_STUDY = Warning_(
     code="no-study",
@@ -87,6 +87,8 @@ def run_films(
     workers: films at a time, None for one a core; give `analyzer` as many streams.
     stop: once set, no other film is begun, those that were are finished, and the run is closed with "interrupted" true.
     progress: called after each film.
+    Raises UsageError where another run writes to `out` or it can not be written, MissingExtraError where a format needs
+    a package that is not installed, and as `record` does.
     """
     of_films = [name for name in formats if name in FORMATS]
     names = dict(zip(films, folder_names(films), strict=True))
@@ -105,32 +107,46 @@ def run_films(
 
     folders = {str(film): name if of_films else None for film, name in names.items()}
     engine = {"engine": "local", "workers": workers}
-    with alone(out), Folders(out) as ours:
-        begin_run(out, formats)
-        run = record(
+    with claimed(out, formats) as ours:
+        return record(
             entries, folders, analyzer, out, formats, engine, new_study=new_study, resume=resume, progress=progress
         )
-        ours.settle()
-    return run
+
+
+@contextmanager
+def claimed(out: Path, formats: Sequence[str]) -> Iterator[Folders]:
+    """The folders of a run that writes to `out` alone, between its beginning and its end. Raises UsageError where
+    another run writes there, or `out` can not be written; MissingExtraError as `begin_run` does."""
+    with alone(out):
+        try:
+            ours = Folders(out)
+            begin_run(out, formats)
+        except OSError as error:
+            raise UsageError(f"--out {out} can not be written: {error.strerror}. Name another folder.") from error
+        with ours:
+            yield ours
+            ours.settle()
 
 
 class Folders:
     """The folders in `out` that lungscope made, so that nothing else is ever removed or written over: those that rows
-    of results.jsonl name, and of a run that is not closed those in a list beside it."""
+    of results.jsonl name, and those in a list beside it, of earlier runs and of one that is not closed.
+
+    Raises OSError where `out` can not be written.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
         self._list, self._lock = out / BEGUN, Lock()
-        out.mkdir(parents=True, exist_ok=True)
         found = [entry.get("folder") for entry in whole_rows(out / RESULTS)] if (out / RESULTS).exists() else []
         if self._list.exists():
             found += map(_listed, self._list.read_bytes().splitlines())
         self._ours = {str(name) for name in found if name}
-
-    def __enter__(self) -> Folders:
         with whole_file(self._list) as file:
             file.write(b"".join(map(_line, sorted(self._ours))))
         self._file = self._list.open("ab", buffering=0)
+
+    def __enter__(self) -> Folders:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,7 +154,7 @@ class Folders:
 
     def claim(self, name: str) -> bool:
         """Note, before it is written to, that a folder is lungscope's. False where it is another's: it holds something,
-        and no run made it."""
+        and no run made it. Raises OSError where it can not be looked into, or the list not be written."""
         with self._lock:
             if name in self._ours:
                 return True
@@ -153,8 +169,15 @@ class Folders:
         return name in self._ours
 
     def settle(self) -> None:
-        """Forget the list: the run is closed, and the rows say it all."""
-        self._list.unlink(missing_ok=True)
+        """The run is closed: of the list keep what no row names, which are folders of earlier runs."""
+        self._file.close()  # Windows neither removes nor replaces what is open
+        named = {entry.get("folder") for entry in whole_rows(self.out / RESULTS)}
+        left = sorted(name for name in self._ours - named if (self.out / name).is_dir())
+        if not left:
+            self._list.unlink(missing_ok=True)
+            return
+        with whole_file(self._list) as file:
+            file.write(b"".join(map(_line, left)))
 
 
 def _line(name: str) -> bytes:
@@ -218,6 +241,8 @@ def record(
     entries: given the SHA-256 by path of films that may be kept, gives a row for each film, in any order; None for one
     that was kept; fewer where it was interrupted. folders: every film's path, in order, and its folder in `out`.
     engine: what run.json says of how `entries` came about. The others: see `run_films`.
+    Raises LungscopeError (code "rows-lost") where something else wrote to results.jsonl meanwhile, OSError where a file
+    can not be written.
     """
     started, clock = datetime.now(UTC), perf_counter()
     made_with = _made_with(analyzer, formats, new_study)
@@ -324,6 +349,9 @@ def _finish(
 ) -> Report | Failure:
     """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
     folder = ours.out / name
+    # What is cleared before writing could be the film itself.
+    if os.path.realpath(path.parent) == os.path.realpath(folder):
+        return failure(path, UsageError(f"{path}: lies in {folder}, where its results would go. Name another --out."))
     if isinstance(result, Report) and formats:
         others = [kind for kind in formats if kind != "dicom"]
         if "dicom" in formats and others and not new_study and result.source.format != "DICOM":

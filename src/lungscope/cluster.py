@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 
-from lungscope.batch import alone, computes_with, content_of, in_order, record
+from lungscope.batch import claimed, computes_with, content_of, in_order, record
 from lungscope.bundle import EMBEDDED, MANIFEST, Bundle
 from lungscope.errors import ClusterError, InputError, MissingExtraError, WorkerLostError
 from lungscope.hardware import cores
@@ -28,7 +28,6 @@ from lungscope.readers import decode
 from lungscope.readers.remote import fetch, is_url
 from lungscope.report import Failure, Report
 from lungscope.writers.json import dumps, row
-from lungscope.writers.run import begin_run
 
 #: Films of a task, at most: what a worker that ends has to do again, and what a row waits for before it is written.
 BLOCK = 16
@@ -99,7 +98,8 @@ def run_films(
 
     analyzer: what every worker must compute with, too; it analyses nothing itself. formats: of the run, not of films.
     stop: once set, rows of films that are done are written, and the run is closed with "interrupted" true.
-    Raises ClusterError where the cluster fails: what was done stays in `out`, and can be resumed.
+    Raises ClusterError where the cluster fails: what was done stays in `out`, and can be resumed; and as
+    `batch.run_films` does.
     """
 
     def entries(known: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
@@ -107,8 +107,7 @@ def run_films(
 
     engine = {"engine": "ray", "workers": workers}
     folders = dict.fromkeys(films)
-    with alone(out):
-        begin_run(out, formats)
+    with claimed(out, formats):
         return record(entries, folders, analyzer, out, formats, engine, resume=resume, progress=progress)
 
 

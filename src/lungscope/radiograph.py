@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ Box = tuple[slice, slice]
 #: (a, b, c, d, e, f): takes (x, y) to (a x + b y + c, d x + e y + f).
 Affine = tuple[float, float, float, float, float, float]
 
+#: Patient Orientation of two directions.
+_DIRECTIONS = re.compile(r"([ALRPHF]{1,3})\\([ALRPHF]{1,3})")
 #: Pixels of a window from which it is shrunk row by row.
 _LARGE = 2**20
 #: Degrees by which a film is turned at most, so that both lungs stand level. Where they lie further apart it is not for
@@ -66,10 +69,17 @@ class Radiograph:
         return height, width
 
     @property
+    def directions(self) -> tuple[str, str]:
+        """Whereto its rows and its columns run, in the patient (Patient Orientation, PS3.3 C.7.6.1.1.1); empty where
+        that is not said, or not in the standard's letters."""
+        found = _DIRECTIONS.fullmatch(self.source.tags.get("PatientOrientation", "").upper())
+        return (found[1], found[2]) if found else ("", "")
+
+    @property
     def mirrored(self) -> bool:
-        """Whether the file says that its rows run towards the patient's right (Patient Orientation, PS3.3
-        C.7.6.1.1.1): then the patient's right is on the image's right, else on its left."""
-        return self.source.tags.get("PatientOrientation", "").upper().startswith("R")
+        """Whether the file says that its rows run towards the patient's right: then the patient's right is on the
+        image's right, else on its left."""
+        return self.directions[0].startswith("R")
 
 
 def box(mask: NDArray[np.bool_]) -> Box:
@@ -107,16 +117,23 @@ class Geometry:
 
     @classmethod
     def of_film(cls, pixels: Pixels, size: int) -> Geometry:
-        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black or white frame that a collimator
-        or a program may have put around it: rows and columns at its edges that are black, or white, but for `_MARKED`
-        of them."""
-        whole = cls.letterbox((len(pixels), pixels.shape[1]), size)
-        top, bottom = _frame(pixels), len(pixels) - _frame(pixels[::-1])
-        if top >= bottom:
-            return whole
-        lines = pixels[top:bottom].T
-        left, right = _frame(lines), len(lines) - _frame(lines[::-1])
-        if (bottom - top, right - left) == pixels.shape:
+        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black or white frames that a
+        collimator or a program may have put around it: rows and columns at its edges that are black, or white, but for
+        `_MARKED` of them."""
+        height, width = pixels.shape
+        whole = cls.letterbox((height, width), size)
+        top, bottom, left, right, before = 0, height, 0, width, (0, 0, 0, 0)
+        while before != (top, bottom, left, right):  # a frame may lie in another
+            before = top, bottom, left, right
+            lines = pixels[top:bottom, left:right]
+            if (above := _frame(lines)) == len(lines):
+                return whole
+            top, bottom = top + above, bottom - _frame(lines[::-1])
+            lines = pixels[top:bottom, left:right].T
+            if (above := _frame(lines)) == len(lines):
+                return whole
+            left, right = left + above, right - _frame(lines[::-1])
+        if before == (0, height, 0, width):
             return whole
         inner = cls.letterbox((bottom - top, right - left), size)
         part = slice(top, bottom), slice(left, right)

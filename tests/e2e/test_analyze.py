@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cv2
@@ -286,6 +287,37 @@ def test_a_run_that_was_killed_knows_the_folders_that_it_made(
     assert run_films(analyzer, films, out, ["json"], resume=True)["done"] == 2
     assert sorted(path.name for path in (out / "c").iterdir()) == ["report.json"]
     assert sorted(path.name for path in out.iterdir()) == ["a\nb", "c", "results.jsonl", "run.json"]
+
+
+def test_folders_of_earlier_runs_stay_lungscopes(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = [save(tmp_path / f"{name}.png", draw()) for name in ("a", "b", "c")]
+    out = tmp_path / "out"
+    for some in (films, films[1:2], films[:1], films):
+        assert run_films(analyzer, some, out, ["json"])["failed"] == 0
+    stop = Event()
+    run_films(analyzer, films, out, ["json", "png"], workers=1, stop=stop, progress=stop.set)
+    assert run_films(analyzer, films, out, ["json", "png"], resume=True)["failed"] == 0
+    assert not (out / ".begun").exists(), "every folder has its row"
+
+
+def test_a_film_in_the_folder_of_its_own_results_stays(analyzer: Analyzer, tmp_path: Path) -> None:
+    run_films(analyzer, [save(tmp_path / "lungs.png", draw())], tmp_path / "out", ["json", "png"])
+    film = save(tmp_path / "out" / "lungs" / "lungs.png", draw(400, 300))
+    before = film.read_bytes()
+    assert run_films(analyzer, [film], tmp_path / "out", ["json", "png"])["failed"] == 1
+    assert film.read_bytes() == before
+
+
+def test_a_folder_that_can_not_be_prepared_is_a_usage_error(analyzer: Analyzer, tmp_path: Path) -> None:
+    (tmp_path / "out" / "run.json").mkdir(parents=True)
+    with pytest.raises(UsageError, match="can not be written"):
+        run_films(analyzer, [save(tmp_path / "film.png", draw())], tmp_path / "out", ["json"])
+
+
+def test_a_link_that_loops_stops_no_run(tmp_path: Path) -> None:
+    film = save(tmp_path / "films" / "film.png", draw())
+    (tmp_path / "films" / "loop").symlink_to("loop")
+    assert sorted(films_in([tmp_path / "films"], tmp_path / "out")) == [film, tmp_path / "films" / "loop"]
 
 
 def test_two_runs_do_not_write_to_one_folder(analyzer: Analyzer, tmp_path: Path) -> None:

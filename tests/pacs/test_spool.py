@@ -142,6 +142,18 @@ def test_what_is_moved_back_by_hand_is_taken_up_again(tmp_path: Path) -> None:
     assert files(Spool(tmp_path), "failed") == [], "a reason without what it stands beside is gone with the next start"
 
 
+def test_a_film_that_is_put_back_by_hand_and_answered_leaves_no_note(spool: Spool) -> None:
+    key = ready(spool)
+    film = spool.take()
+    assert film is not None
+    spool.fail(film, "memory", "too large")
+    (spool.root / "failed" / f"{key}.dcm").rename(spool.root / "ready" / f"{key}.dcm")
+    film = spool.take()
+    assert film is not None
+    spool.keep(film, {"report": b"an SR"}, {})
+    assert spool.depth("failed") == 0 and files(spool, "failed") == []
+
+
 def test_one_process_at_a_time(spool: Spool, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="in use by another process"):
         Spool(spool.root)

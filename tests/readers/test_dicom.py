@@ -122,6 +122,13 @@ def test_the_first_value_mapped_is_of_the_rescaled_range(
     assert found[at - 1 : at + 3] == pytest.approx([0, 0, 128 / 255, 1])
 
 
+def test_a_lut_of_an_odd_number_of_bytes_is_read() -> None:
+    item = lut(0, 8, [0, 0])[0]
+    item.LUTDescriptor, item.LUTData = [3, 0, 8], bytes([0, 128, 255])
+    values, _ = _look_up(np.arange(3), item, swapped=False)
+    assert values.tolist() == [0, 128, 255]
+
+
 def test_a_lut_may_have_more_entries_than_a_signed_number_can_count() -> None:
     item = lut(-20000, 16, list(range(40000)))[0]
     item.LUTDescriptor = [40000 - 2**16, -20000, 16]

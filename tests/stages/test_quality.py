@@ -126,6 +126,13 @@ def test_chest_parts_are_not(part: str) -> None:
     assert inspect(film(BodyPartExamined=part)).warnings == ()
 
 
+@pytest.mark.parametrize("orientation", ["R", "RF", "R\\", "R\\F\\X", "RIGHT\\FEET"])
+def test_a_film_is_mirrored_only_where_it_is_warned_of(orientation: str) -> None:
+    odd = film(PatientOrientation=orientation)
+    assert not odd.mirrored and codes(inspect(odd)) == []
+    assert film(PatientOrientation="r\\f").mirrored
+
+
 def test_words_of_the_header_are_not_repeated() -> None:
     """What warns goes into objects that leave without the patient."""
     odd = film(BodyPartExamined="DOE JOHN", PatientOrientation="HERR\\DOE")

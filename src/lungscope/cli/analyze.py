@@ -32,7 +32,7 @@ from lungscope.bundle import locate
 from lungscope.errors import MissingExtraError, UsageError, look_up, printable
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
-from lungscope.readers import find, prepare, remote
+from lungscope.readers import find, prepare, real, remote
 from lungscope.report import DISCLAIMER
 from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS
 from lungscope.writers.json import RESULTS, dumps, read_rows
@@ -186,7 +186,7 @@ def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
     Raises UsageError where nothing is left, or where `out` is an input itself: its films and results could not be told
     apart.
     """
-    results, named = out.resolve(), [path.resolve() for path in inputs]
+    results, named = real(out), [real(path) for path in inputs]
     if results in named and out.is_dir():
         raise UsageError(f"--out {out} is an input itself. Name another folder for the results.")
     inside = [path for path in named if path.is_relative_to(results)]
@@ -194,7 +194,7 @@ def films_in(inputs: Sequence[Path], out: Path) -> list[Path]:
     def is_film(path: Path) -> bool:
         return not path.is_relative_to(results) or any(path.is_relative_to(folder) for folder in inside)
 
-    films = [path for path in find(inputs) if is_film(path.resolve())]
+    films = [path for path in find(inputs) if is_film(real(path))]
     if not films:
         raise UsageError(f"No film in {', '.join(map(str, inputs))} but results in {out}. Name films, or their folder.")
     return films

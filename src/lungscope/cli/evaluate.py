@@ -150,7 +150,8 @@ def _ready(model: str | None, device: str, precision: str, split: list[Path], pa
 
 
 def compare_splits(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, bool | None]:
-    """`split_of_training`; a network of another split is named on standard error."""
+    """`split_of_training`; a network of another split is named on standard error. Raises DataError where a split does
+    not fit its store."""
     found = split_of_training(bundle, data)
     if other := " and ".join(network for network, same in found.items() if same is False):
         Console(stderr=True).print(

@@ -139,6 +139,8 @@ class Spool:
                 file.write(_json(facts))
             folder.replace(target)
         sync_folder(target.parent)
+        # Of one that was moved by hand from failed/ to ready/.
+        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
         self._let_go(film)
 
     # Results

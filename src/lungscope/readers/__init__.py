@@ -17,7 +17,7 @@ from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph, Source
 from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, NO_FILM
 
-__all__ = ["decode", "find", "prepare", "read"]
+__all__ = ["decode", "find", "prepare", "read", "real"]
 
 #: Bytes from which hashing takes longer than starting a thread that does it beside decoding.
 _LARGE = 2**20
@@ -127,6 +127,11 @@ def absolute(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
+def real(path: Path) -> Path:
+    """`path` from the root, links followed; of links that loop, as far as they go."""
+    return Path(os.path.realpath(path))
+
+
 def _expand(path: Path, seen: set[Path]) -> list[Path]:
     """The files below `path`, passing over the folders in `seen`, which were listed before."""
     films, waiting = list[Path](), [path]
@@ -136,10 +141,10 @@ def _expand(path: Path, seen: set[Path]) -> list[Path]:
             if not path.is_dir():
                 films.append(path)
                 continue
-            real = path.resolve()
-            if real in seen:
+            folder = real(path)
+            if folder in seen:
                 continue
-            seen.add(real)
+            seen.add(folder)
             waiting += [path / entry.name for entry in reversed(_entries(path))]
         except OSError:
             films.append(path)

@@ -374,6 +374,7 @@ def _look_up(values: NDArray[Any], item: Dataset, swapped: bool) -> tuple[Values
     first = next((at for at in (first, other) if at <= values.max() and at + count > values.min()), first)
     raw: bytes | Sequence[int] = item.LUTData
     if isinstance(raw, bytes):
+        raw += b"\0" * (len(raw) % 2)
         entries: NDArray[Any] = np.frombuffer(raw, ">u2" if swapped else "<u2").astype("<u2")
     else:
         entries = np.asarray(raw, "<u2")

@@ -99,7 +99,7 @@ def inspect(film: Radiograph) -> InputCheck:
 
     name = str(film.source.path) if film.source.path else "film"
     _check_shape(film, name, warn)
-    view = _check_tags(film.source.tags, name, warn)
+    view = _check_tags(film, name, warn)
     spread, empty, clipped = _check_greys(film.pixels, name, warn)
     _check_pixels(film, warn)
     return InputCheck(view, spread, empty, clipped, tuple(found))
@@ -135,7 +135,8 @@ def _check_pixels(film: Radiograph, warn: Callable[[str, str], None]) -> None:
         warn("pixels-not-square", f"Pixels are {rows:g} x {columns:g}{unit}. Lungs look stretched to the networks.")
 
 
-def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None]) -> str | None:
+def _check_tags(film: Radiograph, name: str, warn: Callable[[str, str], None]) -> str | None:
+    tags = film.source.tags
     view, code = tags.get("ViewPosition", "").upper(), tags.get("ViewCode", "")
     meaning = tags.get("ViewCodeMeaning", "").lower()
     sideways = code in SIDE_CODES or (("lateral" in meaning or "oblique" in meaning) and "decubitus" not in meaning)
@@ -153,9 +154,8 @@ def _check_tags(tags: dict[str, str], name: str, warn: Callable[[str, str], None
         warn("polarity", "MONOCHROME1 and Presentation LUT Shape IDENTITY contradict each other; read as MONOCHROME1.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME2" and tags.get("PresentationLUTShape", "") == "INVERSE":
         warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
-    directions = re.fullmatch(r"([ALRPHF]{1,3})\\([ALRPHF]{1,3})", tags.get("PatientOrientation", "").upper())
-    rows, columns = directions.groups() if directions else ("", "")
-    if rows.startswith("R"):
+    rows, columns = film.directions
+    if film.mirrored:
         warn(
             "mirrored",
             "Patient Orientation says that the patient's left is on the image's left. It is taken at its word: the "
