@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import statistics
 import time
@@ -263,8 +264,12 @@ def test_a_mirrored_film_has_its_sides_where_its_header_says(open_page: Open, tm
     choose(page, *films.items())
     expect(page.locator("#list li.done")).to_have_count(2, timeout=30_000)
     page.click("#compare")
+    for number, name in enumerate(films, start=1):
+        page.get_by_label(f"Film {number}", exact=True).select_option(label=name)
     for name in films:
         wait_for(page, name)
+    expect(page.locator(".pane").nth(0)).not_to_have_class(re.compile("mirrored"))
+    expect(page.locator(".pane").nth(1)).to_have_class(re.compile("mirrored"))
 
     def middle(number: int, selector: str) -> float:
         box = page.locator(".pane").nth(number).locator(selector).bounding_box()

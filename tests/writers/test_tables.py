@@ -154,6 +154,7 @@ def test_a_run_with_tables_alone_leaves_nothing_of_an_earlier_one(analyzer: Anal
         "run.json",
         "results.parquet",
         "clear",
+        ".begun",  # that the folder is lungscope's no row says any more
     }
     assert [path.name for path in (tmp_path / "out" / "clear").iterdir()] == ["mine.txt"]
 
