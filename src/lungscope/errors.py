@@ -179,7 +179,7 @@ class BusyError(RequestError):
 #: Exit status of the command line for each kind of error. 0: all done; 1: some inputs failed.
 EXIT_STATUS: dict[type[LungscopeError], int] = {
     InputError: 1,
-    DataError: 1,
+    DataError: 3,
     UsageError: 2,
     RecipeError: 2,
     MissingExtraError: 3,

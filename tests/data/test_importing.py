@@ -20,7 +20,7 @@ from PIL import Image
 
 from lungscope.data import importing
 from lungscope.data.importing import LOG, Imported, import_films, read_rejected
-from lungscope.data.layouts import GUANGZHOU, RSNA, radiography_source
+from lungscope.data.layouts import GUANGZHOU, RSNA, find_films, radiography_source
 from lungscope.data.store import Store, write_records
 from lungscope.errors import DataError, UsageError
 from lungscope.radiograph import Geometry
@@ -56,6 +56,17 @@ def test_kaggle_folder(kaggle: Path, tmp_path: Path) -> None:
     assert set(np.unique(store.masks)) == {0, 255}
     assert any("--with-lung-opacity" in remark for remark in result.remarks)
     assert not (tmp_path / "store" / ".import").exists()
+
+
+def test_labels_of_a_table_are_those_of_the_folders(tmp_path: Path) -> None:
+    table = tmp_path / "films.csv"
+    spelt = ["normal", "COVID", "covid-19", "VIRAL pneumonia", "Tuberculosis", ""]
+    table.write_text("path,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(spelt)))
+    labels = [film.label for film in find_films(table).films]
+    assert labels == ["Normal", "COVID-19", "COVID-19", "Viral Pneumonia", "Tuberculosis", ""]
+    table.write_text("path,label,mask\na.png,Viral, Pneumonia,,\n")
+    with pytest.raises(DataError, match="row 2 has more cells than columns"):
+        find_films(table)
 
 
 def test_the_cached_pixels_are_the_letterboxed_film(

@@ -20,7 +20,7 @@ from torch import nn
 
 from lungscope.data.split import Split
 from lungscope.data.store import Store
-from lungscope.errors import DataError, RecipeError
+from lungscope.errors import DataError, RecipeError, UsageError
 from lungscope.training.engine import Hardware, KeepAverage, KeepBest, Run, validate
 from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
@@ -326,6 +326,13 @@ def test_stale_batch_norm_breaks_validation_and_a_refresh_mends_it(
 def test_auto_precision_is_one_that_lightning_knows() -> None:
     assert Hardware().lightning_precision() in ("32-true", "bf16-mixed")
     assert Hardware(precision="64-true").lightning_precision() == "64-true"
+    assert Hardware(precision="f32").lightning_precision() == "32-true"
+
+
+@pytest.mark.parametrize("hardware", [Hardware("cpu", precision="f31"), Hardware("abacus")])
+def test_hardware_that_is_not_there_is_named(hardware: Hardware) -> None:
+    with pytest.raises(UsageError, match=r"f31|abacus"):
+        hardware.trainer()
 
 
 @pytest.mark.slow

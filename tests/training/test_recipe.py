@@ -62,6 +62,8 @@ def test_the_control_differs_from_the_shipped_classifier_in_its_budget_alone() -
         (("batch = 32", "batch = 32\ndrop = 0.2"), "a segmenter has no drop"),
         (("batch = 32", 'batch = 32\nbalance = "source"'), "balance 'source' is a classifier's"),
         (("batch = 32", "batch = 32\nema = 1.0"), "ema is a share, 0 up to but not 1"),
+        (("lr = 1e-3", "lr = -1e-3"), "a learning rate is above 0"),
+        (("floor = 1e-6", "floor = 1e-6, warmup = 1.0"), "warmup is a share of the steps"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:

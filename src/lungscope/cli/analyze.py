@@ -86,7 +86,12 @@ def analyze(
         ),
     ] = None,
     demo: Annotated[bool, typer.Option(help="Analyse a real chest film from the package pydicom-data.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON on standard output.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the run as JSON on standard output, with its rows where it is of 20 films at most."
+        ),
+    ] = False,
 ) -> None:
     """Analyse chest films: lungs, class, evidence, severity.
 

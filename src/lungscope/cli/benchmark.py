@@ -371,7 +371,10 @@ def _run(
     for cell in chosen:
         try:
             bench.run(cell)
-        except (LungscopeError, RuntimeError, ValueError) as error:
+        except LungscopeError as error:
+            failed[cell.name] = str(error)
+            logging.getLogger(__name__).error("%s: %s", cell.name, error)
+        except (RuntimeError, ValueError) as error:
             failed[cell.name] = str(error)
             logging.getLogger(__name__).exception("%s", cell.name)
     return failed

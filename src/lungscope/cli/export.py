@@ -17,7 +17,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation import scoring
-from lungscope.evaluation.calibration import COVERAGE, HEALTHY, calibrate, fit_opaque
+from lungscope.evaluation.calibration import COVERAGE, HEALTHY, LEAST_FILMS, calibrate, fit_opaque
 from lungscope.evaluation.card import CONTROLS, METRICS, model_card
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
@@ -26,7 +26,7 @@ from lungscope.stages.severity import NORMAL
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 from lungscope.training.quantize import measure_gates, quantize_bundle
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -119,16 +119,20 @@ def export(
         bundle = amend_bundle(bundle, temperature=temperature, conformal=conformal)
         for label, least in zip(found[0].labels, conformal.thresholds, strict=True):
             if not least:
+                have = int((truth == found[0].labels.index(label)).sum())
                 console.print(
-                    f"[yellow]{label} has too few validation films for {COVERAGE:.0%} coverage: it is in every set, "
-                    "and no other class is ever answered[/yellow]"
+                    f"[yellow]{label} has {have} validation films; {COVERAGE:.0%} coverage takes {LEAST_FILMS}: until "
+                    "then it is in every set, and no other class is ever answered. Split with a larger share for "
+                    "val[/yellow]"
                 )
         thresholds = ", ".join(f"{least:.3f}" for least in conformal.thresholds)
         console.print(
             f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
             f"(validation, n = {len(truth)})"
         )
-    if bundle.segmenter.opaque is not None and bundle.classifier is not None and NORMAL in bundle.classifier.labels:
+    if bundle.classifier is not None and NORMAL not in bundle.classifier.labels:
+        console.print(f"[yellow]no class is called {NORMAL!r}: this bundle scores no severity[/yellow]")
+    elif bundle.segmenter.opaque is not None and bundle.classifier is not None:
         bundle = _fit_opaque(bundle, known, console)
     if gates and not any(record.mask for store in stores for record in store.records):
         console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")

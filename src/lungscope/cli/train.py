@@ -49,7 +49,7 @@ Encoder = Annotated[
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu, gpu, …")]
 Devices = Annotated[int, typer.Option("--devices", min=1)]
 Nodes = Annotated[int, typer.Option("--num-nodes", min=1)]
-Precision = Annotated[str, typer.Option("--precision", help="auto, or a Lightning precision such as bf16-mixed.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, f32, bf16, f16, or a name of Lightning's.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that load films.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 

@@ -179,11 +179,14 @@ def _from_csv(table: Path) -> Layout:
         raise DataError(f"{table}: columns: {here}; 'path' is required, label, mask, patient and source are optional")
     films = []
     for line, row in enumerate(rows, 2):
+        if None in row:
+            raise DataError(f"{table}: row {line} has more cells than columns. Put a cell with a comma in it in quotes")
         cells = {name: (row.get(columns.get(name, "")) or "").strip() for name in CSV_COLUMNS}
         if not cells["path"]:
             raise DataError(f"{table}: row {line} has no path. Give one, or take the row out")
         image = cells.pop("path")
-        films.append(Film(PurePosixPath(image).stem, image, **cells))
+        film = Film(PurePosixPath(image).stem, image, **cells)
+        films.append(replace(film, label=RADIOGRAPHY_CLASSES.get(_key(film.label), film.label)))
     twice = [path for path, n in Counter(film.image for film in films).items() if n > 1]
     if twice:
         raise DataError(f"{table}: {', '.join(map(repr, twice[:3]))} listed more than once. A film has one row")
@@ -210,7 +213,12 @@ def _with_unique_ids(films: Iterable[Film]) -> tuple[Film, ...]:
 
 
 def _class_key(folder: Path) -> str:
-    return "".join(c for c in folder.name.lower() if c.isalnum())
+    return _key(folder.name)
+
+
+def _key(label: str) -> str:
+    """How classes of the Radiography Database are known, however they are spelt."""
+    return "".join(c for c in label.lower() if c.isalnum())
 
 
 def _child(folder: Path, name: str) -> Path | None:

@@ -20,6 +20,8 @@ from lungscope.stages.classification import Conformal
 BOUNDS = (0.05, 20.0)
 #: Share of each class's films whose conformal set is to hold the class.
 COVERAGE = 0.95
+#: So many films of a class it takes, that one of them may lie below its threshold.
+LEAST_FILMS = round(1 / (1 - COVERAGE)) - 1
 #: Share of the zones of healthy lungs that are to score 0 for severity.
 HEALTHY = 0.9
 

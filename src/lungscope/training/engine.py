@@ -15,13 +15,14 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -37,7 +38,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
 from lungscope.bundle import sha256_of
-from lungscope.errors import RecipeError
+from lungscope.errors import RecipeError, UsageError
 from lungscope.hardware import keep_freed_memory
 from lungscope.training.energy import EnergyMeter
 from lungscope.training.films import EpochSampler, rank_and_world_size
@@ -57,9 +58,14 @@ LATER = ("lungs", "truth")
 PHASE_SEED = 15_485_863
 
 
+#: What Lightning calls the precisions that every other command has a name for.
+PRECISIONS = {"f32": "32-true", "bf16": "bf16-mixed", "f16": "16-mixed"}
+
+
 @dataclass(frozen=True)
 class Hardware:
-    """Where to train. `precision`: a Lightning name, or `auto`: bf16 where the processor multiplies it, else f32."""
+    """Where to train. `precision`: f32, bf16, f16 or a Lightning name, or `auto`: bf16 where the processor multiplies
+    it, else f32."""
 
     accelerator: str = "auto"
     devices: int = 1
@@ -70,11 +76,27 @@ class Hardware:
     def lightning_precision(self) -> Any:
         """The name that `lightning.Trainer` takes."""
         if self.precision != "auto":
-            return self.precision
+            return PRECISIONS.get(self.precision, self.precision)
         if self.gpu():
             return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16-mixed" if fast else "32-true"
+
+    def trainer(self, **options: Any) -> lightning.Trainer:
+        """A trainer for here. Raises UsageError for an accelerator or a precision that there is none for."""
+        try:
+            return lightning.Trainer(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.nodes,
+                precision=self.lightning_precision(),
+                **options,
+            )
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(
+                f"Training can not be set up with accelerator {self.accelerator!r}, {self.devices} devices and "
+                f"precision {self.precision!r}: {error}"
+            ) from error
 
     def gpu(self) -> str | None:
         """The name of the NVIDIA GPU that trains; None where none does."""
@@ -125,7 +147,9 @@ class Task(lightning.LightningModule):
         schedule = self.recipe.schedule
         if schedule.name == "one-cycle":
             steps = int(self.trainer.estimated_stepping_batches)
-            cycle = OneCycleLR(optimizer, self.phase.lr, total_steps=steps, pct_start=schedule.warmup)
+            # torch divides by the steps of the warm-up less one.
+            warmup = schedule.warmup if schedule.warmup * steps != 1 else schedule.warmup * (1 + 1e-6)
+            cycle = OneCycleLR(optimizer, self.phase.lr, total_steps=steps, pct_start=warmup)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         # As Keras counts, which the paper uses: the rate falls at the `patience`-th epoch without an improvement of
         # 1e-4. torch waits one epoch more, and takes its threshold as a share.
@@ -163,10 +187,7 @@ class Task(lightning.LightningModule):
 
 def validate(task: Task, films: Dataset[Any], batch: int, hardware: Hardware) -> dict[str, float]:
     """What `task` logs of `films` with the weights that its network has."""
-    trainer = lightning.Trainer(
-        accelerator=hardware.accelerator,
-        devices=1,
-        precision=hardware.lightning_precision(),
+    trainer = replace(hardware, devices=1, nodes=1).trainer(
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -389,11 +410,7 @@ class Run:
         ]
         if recipe.stop_after:
             callbacks.append(EarlyStopping("val_loss", patience=recipe.stop_after, mode="min"))
-        trainer = lightning.Trainer(
-            accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            num_nodes=hardware.nodes,
-            precision=hardware.lightning_precision(),
+        trainer = hardware.trainer(
             # SMP's EfficientNets keep a last convolution that no decoder uses.
             strategy="ddp_find_unused_parameters_true" if hardware.devices * hardware.nodes > 1 else "auto",
             # EpochSampler shares the training films out itself; every process sees all validation films.

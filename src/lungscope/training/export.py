@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lungscope.bundle import MANIFEST, SCHEMA_VERSION, Bundle, sha256_of
 from lungscope.data.split import Split
 from lungscope.data.store import Store
-from lungscope.errors import BundleError
+from lungscope.errors import BundleError, DataError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
 from lungscope.stages.classification import Conformal
@@ -122,12 +122,15 @@ class Trained:
 
 
 def parity_films(data: Sequence[tuple[Store, Split]]) -> NDArray[np.float32]:
-    """Films f32 [N, 1, S, S] in 0..1 on which torch and the runtime must agree, evenly from the validation parts."""
+    """Films f32 [N, 1, S, S] in 0..1 on which torch and the runtime must agree, evenly from the validation parts.
+    Raises DataError where these have none."""
     films = []
     for store, split in data:
         chosen = split.select(store, "val")
         step = max(1, len(chosen) * len(data) // PARITY_FILMS)
         films += [store.images[i] for i in chosen[::step]]
+    if not films:
+        raise DataError("these stores have no validation film. Make the split again with a share for val")
     return np.stack(films)[:, None].astype(np.float32) / np.float32(255)
 
 

@@ -175,6 +175,10 @@ def _check(recipe: Recipe, where: str) -> None:
                 f"{where}: sizes are multiples of {STRIDE}, epochs and batch at least 1; got size {phase.size}, epochs "
                 f"{phase.epochs}, batch {recipe.batch}"
             )
+    if wrong := [phase.lr for phase in recipe.phases if not phase.lr > 0]:
+        raise RecipeError(f"{where}: a learning rate is above 0; got {wrong[0]}")
+    if not 0 <= recipe.schedule.warmup < 1:
+        raise RecipeError(f"{where}: warmup is a share of the steps, 0 up to but not 1; got {recipe.schedule.warmup}")
     if recipe.balance == "source" and recipe.kind == "segmenter":
         raise RecipeError(f"{where}: balance 'source' is a classifier's; a segmenter takes natural or even")
     if not 0 <= recipe.ema < 1:
