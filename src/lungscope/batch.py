@@ -9,11 +9,11 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -24,15 +24,13 @@ from lungscope.pipeline import Analyzer, failure
 from lungscope.readers.common import MAX_BYTES
 from lungscope.report import DISCLAIMER, Failure, Report
 from lungscope.stages.quality import Warning_
-from lungscope.writers.atomic import whole_file
+from lungscope.writers.claim import Claim, claimed
 from lungscope.writers.folder import FORMATS, clear, folder_names, write
 from lungscope.writers.json import RESULTS, RUN, Results, arrange, read_rows, row, whole_rows, write_json
-from lungscope.writers.run import begin_run, end_run
+from lungscope.writers.run import end_run
 
 #: Films that are begun before their turn, for each worker: one slow film must not leave the others idle.
 AHEAD = 2
-#: The list of folders that lungscope made and no row names, in the folder of the results.
-BEGUN = ".begun"
 NO_STUDY = Warning_(
     code="no-study",
     message="This film is no DICOM file, so there is no study that DICOM objects could belong to, and none were "
@@ -111,109 +109,6 @@ def run_films(
         return record(
             entries, folders, analyzer, out, formats, engine, new_study=new_study, resume=resume, progress=progress
         )
-
-
-@contextmanager
-def claimed(out: Path, formats: Sequence[str]) -> Iterator[Folders]:
-    """The folders of a run that writes to `out` alone, between its beginning and its end. Raises UsageError where
-    another run writes there, or `out` can not be written; MissingExtraError as `begin_run` does."""
-    with alone(out):
-        try:
-            ours = Folders(out)
-            begin_run(out, formats)
-        except OSError as error:
-            raise UsageError(f"--out {out} can not be written: {error.strerror}. Name another folder.") from error
-        with ours:
-            yield ours
-            ours.settle()
-
-
-class Folders:
-    """The folders in `out` that lungscope made, so that nothing else is ever removed or written over: those that rows
-    of results.jsonl name, and those in a list beside it, of earlier runs and of one that is not closed.
-
-    Raises OSError where `out` can not be written.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self._list, self._lock = out / BEGUN, Lock()
-        found = [entry.get("folder") for entry in whole_rows(out / RESULTS)] if (out / RESULTS).exists() else []
-        if self._list.exists():
-            found += map(_listed, self._list.read_bytes().splitlines())
-        self._ours = {str(name) for name in found if name}
-        with whole_file(self._list) as file:
-            file.write(b"".join(map(_line, sorted(self._ours))))
-        self._file = self._list.open("ab", buffering=0)
-
-    def __enter__(self) -> Folders:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def claim(self, name: str) -> bool:
-        """Note, before it is written to, that a folder is lungscope's. False where it is another's: it holds something,
-        and no run made it. Raises OSError where it can not be looked into, or the list not be written."""
-        with self._lock:
-            if name in self._ours:
-                return True
-            folder = self.out / name
-            if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-                return False
-            self._ours.add(name)
-            self._file.write(_line(name))
-            return True
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._ours
-
-    def settle(self) -> None:
-        """The run is closed: of the list keep what no row names, which are folders of earlier runs."""
-        self._file.close()  # Windows neither removes nor replaces what is open
-        named = {entry.get("folder") for entry in whole_rows(self.out / RESULTS)}
-        left = sorted(name for name in self._ours - named if (self.out / name).is_dir())
-        if not left:
-            self._list.unlink(missing_ok=True)
-            return
-        with whole_file(self._list) as file:
-            file.write(b"".join(map(_line, left)))
-
-
-def _line(name: str) -> bytes:
-    return json.dumps(name).encode() + b"\n"
-
-
-def _listed(line: bytes) -> str:
-    """The name in a line; "" for one that was cut off."""
-    with suppress(ValueError):
-        return str(json.loads(line))
-    return ""
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Let no other run write to `out` meanwhile. Raises UsageError where one does. Where a system or a file system
-    knows no such locks, nothing is kept out."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"--out {out}: another run is writing to it. Wait until that has ended, or name another folder."
-            ) from error
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def content_of(film: Path) -> str | None:
@@ -345,7 +240,7 @@ def _finished(out: Path, folders: Mapping[str, str | None], made_with: str) -> d
 
 
 def _finish(
-    path: Path, result: Report | Failure, ours: Folders, name: str, formats: Sequence[str], new_study: bool
+    path: Path, result: Report | Failure, ours: Claim, name: str, formats: Sequence[str], new_study: bool
 ) -> Report | Failure:
     """Write a film's files; without formats, or where it failed, now or in writing, it has none."""
     folder = ours.out / name
@@ -358,7 +253,7 @@ def _finish(
             formats = others
             result = replace(result, run=replace(result.run, warnings=(*result.run.warnings, NO_STUDY)))
         try:
-            if not ours.claim(name):
+            if not ours.take(name):
                 raise UsageError(
                     f"{path}: its results would go to {folder}, which holds what lungscope did not make. Name another "
                     "--out."

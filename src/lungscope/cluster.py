@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 
-from lungscope.batch import claimed, computes_with, content_of, in_order, record
+from lungscope.batch import computes_with, content_of, in_order, record
 from lungscope.bundle import EMBEDDED, MANIFEST, Bundle
 from lungscope.errors import ClusterError, InputError, MissingExtraError, WorkerLostError
 from lungscope.hardware import cores
@@ -27,6 +27,7 @@ from lungscope.pipeline import Analyzer, failure
 from lungscope.readers import decode
 from lungscope.readers.remote import fetch, is_url
 from lungscope.report import Failure, Report
+from lungscope.writers.claim import claimed
 from lungscope.writers.json import dumps, row
 
 #: Films of a task, at most: what a worker that ends has to do again, and what a row waits for before it is written.

@@ -69,7 +69,7 @@ class Radiograph:
         return height, width
 
     @property
-    def directions(self) -> tuple[str, str]:
+    def orientation(self) -> tuple[str, str]:
         """Whereto its rows and its columns run, in the patient (Patient Orientation, PS3.3 C.7.6.1.1.1); empty where
         that is not said, or not in the standard's letters."""
         found = _DIRECTIONS.fullmatch(self.source.tags.get("PatientOrientation", "").upper())
@@ -79,7 +79,7 @@ class Radiograph:
     def mirrored(self) -> bool:
         """Whether the file says that its rows run towards the patient's right: then the patient's right is on the
         image's right, else on its left."""
-        return self.directions[0].startswith("R")
+        return self.orientation[0].startswith("R")
 
 
 def box(mask: NDArray[np.bool_]) -> Box:

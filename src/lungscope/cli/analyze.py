@@ -36,7 +36,7 @@ from lungscope.readers import find, prepare, real, remote
 from lungscope.report import DISCLAIMER
 from lungscope.writers.folder import DEFAULT_FORMATS, FORMATS
 from lungscope.writers.json import RESULTS, dumps, read_rows
-from lungscope.writers.run import RUN_FORMATS, check_run
+from lungscope.writers.run import RUN_FORMATS
 
 DEMO_FILM = "RG1_UNCR.dcm"
 #: With at most this many films the terminal shows a table of them.
@@ -143,13 +143,6 @@ def analyze(
             streams = cores() if len(films) > 1 else None
             analyzer = Analyzer(locate(model), device=device, precision=precision, streams=streams)
             work = partial(run_films, analyzer, list(map(Path, films)), out, formats, new_study=new_study)
-        check_run(formats)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / RESULTS).open("ab").close()
-        except OSError as error:
-            reason = f"--out {out} can not be a folder: {error.strerror}."
-            raise UsageError(f"{reason} Name one that can be written.") from error
         stop, bar = stack.enter_context(Stop()), stack.enter_context(_bar(not as_json))
         task = bar.add_task("films", total=len(films))
         run = work(resume=resume, stop=stop, progress=lambda: bar.advance(task))

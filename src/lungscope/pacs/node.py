@@ -14,7 +14,6 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
-import cv2
 from pydicom import dcmread
 
 from lungscope.errors import DeliveryError, RefusedError
@@ -24,6 +23,7 @@ from lungscope.pacs.send import Destination
 from lungscope.pacs.spool import STAGES, TRIED, Spool
 from lungscope.pacs.status import Metrics, StatusServer
 from lungscope.pipeline import Analyzer, failure
+from lungscope.readers.common import tell_memory
 from lungscope.writers.dicom import encode, objects
 
 LOGGER = logging.getLogger(__name__)
@@ -197,9 +197,8 @@ class Node:
             report = self._analyzer.analyze(film)
             data = film.read_bytes()  # `objects` would take a fault of the disk for one of the film
             made = (self._deidentifier.objects if self._deidentifier else objects)(report, film=data)
-        except cv2.error as error:
-            if error.code == cv2.Error.StsNoMem:
-                raise MemoryError(error.err) from error
+        except Exception as error:
+            tell_memory(error, str(film))
             raise
         facts = {
             "sop_instance_uid": report.source.tags.get("SOPInstanceUID"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cv2
+
 from lungscope.errors import UnsupportedImageError
 from lungscope.radiograph import Pixels
 
@@ -30,6 +32,12 @@ class Decoded:
     tags: dict[str, str] = field(default_factory=dict)
     spacing_mm: tuple[float, float] | None = None
     spacing_origin: str | None = None
+
+
+def tell_memory(error: Exception, name: str) -> None:
+    """Raise MemoryError where `error` is OpenCV's way to say that there was too little, which is no film's fault."""
+    if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+        raise MemoryError(f"{name}: {error.err}") from error
 
 
 def check_size(width: int, height: int, name: str, limit: int = MAX_PIXELS) -> None:

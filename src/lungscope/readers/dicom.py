@@ -40,7 +40,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
 from lungscope.readers import lossless
-from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, Decoded, check_size
+from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, Decoded, check_size, tell_memory
 
 #: Kinds of device that make films: computed and digital radiography, digitised film, and secondary captures of them.
 MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT")
@@ -135,8 +135,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
     except InvalidDicomError as error:
         raise UnreadableFileError(f"{name}: begins like DICOM but is not. Export the film again.") from error
     except Exception as error:  # pydicom and the codecs let nearly every type escape from a broken file
-        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
-            raise MemoryError(f"{name}: {error.err}") from error
+        tell_memory(error, name)
         raise UnreadableFileError(
             f"{name}: is a DICOM file that is broken or cut short ({error}). Export or copy the film again."
         ) from error

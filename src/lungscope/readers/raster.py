@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
-from lungscope.readers.common import MAX_PIXELS, Decoded, check_size
+from lungscope.readers.common import MAX_PIXELS, Decoded, check_size, tell_memory
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
@@ -63,8 +63,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
             f"Films are read from {', '.join(FORMATS)} and DICOM."
         ) from error
     except Exception as error:  # Pillow's plugins let nearly every type escape from a broken file
-        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
-            raise MemoryError(f"{name}: {error.err}") from error
+        tell_memory(error, name)
         raise UnreadableFileError(
             f"{name}: begins like an image but is broken or cut short ({error}). Export or copy the film again."
         ) from error

@@ -154,7 +154,7 @@ def _check_tags(film: Radiograph, name: str, warn: Callable[[str, str], None]) -
         warn("polarity", "MONOCHROME1 and Presentation LUT Shape IDENTITY contradict each other; read as MONOCHROME1.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME2" and tags.get("PresentationLUTShape", "") == "INVERSE":
         warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
-    rows, columns = film.directions
+    rows, columns = film.orientation
     if film.mirrored:
         warn(
             "mirrored",
