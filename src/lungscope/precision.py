@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lungscope.errors import BundleError, UsageError, look_up
+from lungscope.hardware import processor
 
 #: What may be asked for. auto: the fastest that the device computes natively and whose gate was passed, else f32.
 PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
@@ -15,8 +15,9 @@ PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 #: What auto tries on a kind of device; on any other kind f32 alone.
 TRIED = {"cpu": ("int8", "bf16"), "gpu": ("f16",)}
-#: Where int8 is faster than f32 already without VNNI, by measurement; elsewhere that was not measured.
-INT8_MACHINES = ("x86_64", "amd64")
+#: Of these vector extensions a processor must have one for auto to take a precision, whatever its gate says of another
+#: processor's speed. Intel's without AMX compute bf16 more slowly than f32, and x86 without VNNI gains little by int8.
+NEEDED = {"int8": ("amx_int8", "avx512_vnni", "avx_vnni"), "bf16": ("amx_bf16",)}
 
 #: The most that mean Dice with the drawn lungs, and accuracy, may fall below f32's.
 MOST_LOST = 0.002
@@ -128,18 +129,22 @@ class Offered:
 
 
 def choose(
-    asked: str, device: str, capabilities: Collection[str], offered: Offered, machine: str = platform.machine()
+    asked: str,
+    device: str,
+    capabilities: Collection[str],
+    offered: Offered,
+    features: Collection[str] | None = None,
 ) -> tuple[str, str]:
     """The precision to compute in, and why in words.
 
-    asked: one of `PRECISIONS`. device: in lower case. capabilities: OpenVINO's, of that device. machine: the
-    processor's kind, as `platform.machine` has it.
+    asked: one of `PRECISIONS`. device: in lower case. capabilities: OpenVINO's, of that device. features: the
+    processor's vector extensions; None: this one's.
     Raises UsageError for a precision that does not exist or that the device does not compute natively, BundleError for
     int8 without a quantisation.
     """
     look_up(asked, PRECISIONS, what="Precision")
     if asked == "auto":
-        return _fastest(device, capabilities, offered, machine.lower())
+        return _fastest(device, capabilities, offered, processor()["features"] if features is None else features)
     # Every device computes f32 some way.
     if asked != "f32" and CAPABILITIES[asked] not in capabilities:
         can = [name for name, needed in CAPABILITIES.items() if needed in capabilities]
@@ -155,15 +160,18 @@ def choose(
     return asked, "asked for"
 
 
-def _fastest(device: str, capabilities: Collection[str], offered: Offered, machine: str) -> tuple[str, str]:
+def _fastest(
+    device: str, capabilities: Collection[str], offered: Offered, features: Collection[str]
+) -> tuple[str, str]:
     found: dict[str, Gate] = {}
     passed_over = []
-    for name in TRIED.get(device.partition(".")[0], ()):
+    kind = device.partition(".")[0]
+    for name in TRIED.get(kind, ()):
         gate = offered.gates.get(name)
         if CAPABILITIES[name] not in capabilities:
             passed_over.append(f"{name}: {device} does not compute it natively")
-        elif name == "int8" and machine not in INT8_MACHINES:
-            passed_over.append(f"{name}: whether it is faster on {machine} was not measured")
+        elif kind == "cpu" and not set(NEEDED[name]) & set(features):
+            passed_over.append(f"{name}: this processor has no {' or '.join(NEEDED[name])}, which makes it fast")
         elif name == "int8" and not offered.quantised:
             passed_over.append(f"{name}: the bundle has no quantisation")
         elif gate is None:

@@ -41,6 +41,18 @@ def test_import_audit_split(kaggle: Path, tmp_path: Path) -> None:
     assert len(split.select(Store.open(store), "train")) in (6, 7, 8)
 
 
+def test_patients_that_two_stores_may_share_are_said(
+    make_store: Callable[..., Store], draw: Draw, tmp_path: Path
+) -> None:
+    stores = [make_store(name, {"x": draw(n)}, patients={"x": "7"}).root for n, name in enumerate("ab")]
+    command = ("split", *stores, "--out", tmp_path / "s.csv")
+    told = "1 patient identifiers stand in more than one store"
+    apart, together = (CliRunner().invoke(app, [*map(str, command), *more]) for more in ((), ("--same-patients",)))
+    assert (apart.exit_code, together.exit_code) == (0, 0)
+    assert told in apart.stderr and told not in together.stderr
+    assert "2 films in 1 groups" in together.stdout
+
+
 def test_json_on_every_command(kaggle: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     facts = json.loads(run("import", kaggle, store, "--size", 64, "--with-lung-opacity", "--json"))

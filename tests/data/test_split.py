@@ -96,8 +96,22 @@ def test_a_film_with_a_rim_is_in_the_films_group_and_the_rule_is_written_down(ma
 def test_a_patient_is_known_within_a_store_only(make_store: Make, draw: Draw) -> None:
     a = make_store("a", {"x": draw(1)}, patients={"x": "1"})
     b = make_store("b", {"y": draw(2)}, patients={"y": "1"})
-    split, _ = make_split([a, b], seed=0)
+    split, facts = make_split([a, b], seed=0)
     assert len({row.group for row in split.rows}) == 2
+    assert (facts["same_patients"], facts["patients_in_several_stores"]) == (False, 1)
+
+
+def test_a_patient_is_one_in_all_stores_where_that_is_said(make_store: Make, draw: Draw) -> None:
+    films = {f"x{n}": draw(n) for n in range(6)}
+    stores = [
+        make_store(name, {key: draw(n + shift) for n, key in enumerate(films)}, patients={k: k for k in films})
+        for name, shift in (("a", 0), ("b", 50))
+    ]
+    split, facts = make_split(stores, seed=0, same_patients=True)
+    sides = {(row.store, row.id): (row.group, row.part) for row in split.rows}
+    assert all(sides["a", key] == sides["b", key] for key in films)
+    assert len({group for group, _ in sides.values()}) == 6
+    assert (facts["same_patients"], facts["patients_in_several_stores"]) == (True, 6)
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.2, 0.2), (1.2, -0.1, -0.1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from films import draw, save
 from lungscope.bundle import Bundle
 from lungscope.cli import main as front
 from lungscope.data.split import Row, Split
-from lungscope.data.store import Store
+from lungscope.data.store import Store, write_records
 from lungscope.errors import RecipeError
 from lungscope.evaluation.calibration import fit_opaque
 from lungscope.evaluation.scoring import healthy_lungs
@@ -53,7 +54,8 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     text = (RECIPES / "classifier-control.toml").read_text()
     recipe.write_text(text.replace("batch = 32", "batch = 4").replace("size = 96", "size = 64"))
     bundles = {}
-    run("export", "--segmenter", segmenter, *data, "--name", "lungs", "--no-metrics", "--out", tmp_path / "lungs")
+    run("export", "--segmenter", segmenter, *data, "--no-metrics", "--out", tmp_path / "lungs")
+    assert Bundle.load(tmp_path / "lungs").name == "lungs", "as its folder is called"
     for shown in ("lungs", "background"):
         folder = tmp_path / f"run-{shown}"
         trained = run(
@@ -129,3 +131,15 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     done = CliRunner().invoke(front.app, [*map(str, command)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert done.output.count("recorded") >= 3, "both controls, and what that means"
+
+    # Without labels there is nothing to calibrate on, and that is said.
+    unlabelled = [replace(record, label="") for record in store.records]
+    write_records(store.root / "records.csv", unlabelled)
+    command = (
+        "export", "--segmenter", segmenter, "--classifier", tmp_path / "run-lungs", *data, "--no-metrics", "--no-gates",
+        "--out", tmp_path / "bare",
+    )  # fmt: skip
+    done = CliRunner().invoke(front.app, [*map(str, command)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "no store has labels, which calibration needs" in done.output
+    bare = Bundle.load(tmp_path / "bare").classifier
+    assert bare is not None and (bare.temperature, bare.conformal) == (1.0, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from lungscope.bundle import Bundle, sha256_of
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError
+from lungscope.hardware import processor
 from lungscope.pipeline import Analyzer
-from lungscope.precision import CAPABILITIES, INT8_MACHINES, Offered
+from lungscope.precision import CAPABILITIES, NEEDED, Offered
 from lungscope.quantization import Quantization, Quantizer
 from lungscope.runtime import Quantized, Runtime
 from lungscope.training.export import SegmenterGraph, store_as_f16, to_onnx
@@ -263,8 +263,8 @@ def test_from_a_bundle_to_its_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (bundle.root / "manifest.json").write_text(json.dumps(document))
     loaded = Bundle.load(bundle.root)
     assert loaded.offered.quantised and loaded.offered.gates["int8"].passed
-    on_x86 = platform.machine().lower() in INT8_MACHINES
-    assert Analyzer(loaded).precision == ("int8" if on_x86 else "f32")
+    fast = bool({*NEEDED["int8"]} & {*processor()["features"]})
+    assert Analyzer(loaded).precision == ("int8" if fast else "f32")
     asked = Analyzer(loaded, precision="int8")
     film = store.path_of(store.records[0])
     assert asked.analyze(film).run.precision == "int8"
@@ -276,7 +276,7 @@ def test_from_a_bundle_to_its_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads((tmp_path / "out" / "run.json").read_text())["precision"] == "int8"
     done = run("analyze", film, "--model", bundle.root, "--out", tmp_path / "out", "--precision", "f32", "--resume")
     assert (done["precision"], done["kept"]) == ("f32", 0), "made in another precision, so made again"
-    if on_x86:
+    if fast:
         assert "its gate was passed on 4 films" in run("doctor", "--model", bundle.root)["precision"]["why"]
 
     # Measured again, on fewer films: what was measured elsewhere stays, and so do the files.

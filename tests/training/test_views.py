@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [train]")
 
 from lungscope.bundle import Bundle
+from lungscope.data.split import Row, Split
+from lungscope.errors import DataError
 from lungscope.stages.classification import ViewSpec
 from lungscope.training import views
+from lungscope.training.classifier import labelled_views
 from lungscope.training.views import cut_views
 from stores import write_store
 
@@ -32,3 +36,21 @@ def test_views_are_cut_again_where_lungs_are_found_otherwise(
     assert cut() == 2
     assert cut(replace(bundle, segmenter=replace(bundle.segmenter, threshold=0.4))) == 3
     assert cut(spec=replace(spec, aligned=True)) == 4
+
+
+def test_a_label_that_hardly_a_film_has_is_remarked_on_and_one_without_training_films_refused(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, bundle, spec = write_store(tmp_path), Bundle.load(tiny), ViewSpec("lungs", True, 0.05, 64)
+
+    def cut(**parts: str) -> tuple[list[str], int, int]:
+        rows = tuple(Row("films", r.id, r.sha256, r.label, r.id, parts[r.id]) for r in store.records)
+        names, train, val = labelled_views([(store, Split(rows))], bundle, spec)
+        return names, len(train), len(val)
+
+    with caplog.at_level(logging.INFO):
+        assert cut(a="train", b="train", c="val", broken="val") == (["COVID-19", "Normal"], 2, 1)
+    found = {record.message: record.levelname for record in caplog.records if record.message.startswith("label")}
+    assert found["label COVID-19: 1 training and 0 validation films"] == "WARNING"
+    with pytest.raises(DataError, match="no training film with lungs is labelled 'COVID-19', of 2 labels"):
+        cut(a="train", b="val", c="val", broken="train")

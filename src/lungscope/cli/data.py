@@ -109,6 +109,12 @@ def split(
     out: Annotated[Path, typer.Option(help="The split to write, a .csv; a .json with its facts comes beside it.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same split.")] = 2024,
     fractions: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.1,0.2",
+    same_patients: Annotated[
+        bool,
+        typer.Option(
+            "--same-patients", help="A patient's identifier is that patient's in every store, not in its own alone."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Split stores into train, val and test, by duplicate group and patient, evenly over classes."""
@@ -118,8 +124,15 @@ def split(
     shares = _fractions(fractions)
     if out.suffix.lower() != ".csv":
         raise UsageError(f"--out {out}: a split is a .csv file. Name it, for example, {out.with_suffix('.csv')}")
-    result, facts = make_split([Store.open(path) for path in stores], seed=seed, fractions=shares)
+    opened = [Store.open(path) for path in stores]
+    result, facts = make_split(opened, seed=seed, fractions=shares, same_patients=same_patients)
     result.write(out, facts)
+    if facts["patients_in_several_stores"] and not same_patients:
+        typer.echo(
+            f"{facts['patients_in_several_stores']:,} patient identifiers stand in more than one store and were taken "
+            "for different patients. Where they are the same: --same-patients",
+            err=True,
+        )
     written = json.loads(out.with_suffix(".json").read_text())
     if as_json:
         typer.echo(json.dumps({"split": str(out), **written}, indent=2))

@@ -226,13 +226,14 @@ def _show_lesions(console: Console, result: dict[str, Any]) -> None:
 def _show_classifier(result: dict[str, Any]) -> None:
     console = Console()
     table = Table(
-        "input", "bundle", "n", "failed", "accuracy [95 %]", "macro-F1 [95 %]", "macro AUC", "log-loss", "ECE"
+        "input", "bundle", "store", "n", "failed", "accuracy [95 %]", "macro-F1 [95 %]", "macro AUC", "log-loss", "ECE"
     )
     for run in [result, *result["controls"]]:
         for row in run["stores"]:
             table.add_row(
                 row["input"],
                 run["bundle"],
+                row["store"],
                 str(row["films"]),
                 str(len(row["failed"])),
                 with_interval(row["accuracy"], row["intervals"]["accuracy"]),
@@ -245,6 +246,7 @@ def _show_classifier(result: dict[str, Any]) -> None:
         table.add_row(
             row["input"],
             "recorded",
+            row["store"],
             str(row["films"]),
             "",
             with_interval(row["accuracy"], row["intervals"]["accuracy"]),

@@ -85,7 +85,9 @@ def export(
     gates: Annotated[
         bool, typer.Option(help="Quantise to int8, and measure the gates of what this machine computes natively.")
     ] = True,
-    name: Annotated[str, typer.Option("--name")] = "default",
+    name: Annotated[
+        str | None, typer.Option("--name", help="What reports call the bundle. Default: the name of its folder.")
+    ] = None,
     version: Annotated[str, typer.Option("--version")] = "0.1.0",
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on standard output.")] = False,
 ) -> None:
@@ -101,7 +103,7 @@ def export(
         None if classifier is None else _classifier(classifier),
         out,
         films=parity_films(known),
-        name=name,
+        name=name or out.resolve().name,
         version=version,
         segmenter_size=segmenter_size,
         **_answering(segmenter, classifier, {"pool": pool, "threshold": threshold, "mirror": mirror}),
@@ -111,7 +113,12 @@ def export(
     console.print(f"{bundle.root}: graphs written, parity gates passed")
     same_split = compare_splits(bundle, known)
     labelled = [store for store in stores if any(record.label for record in store.records)]
-    if bundle.classifier is not None and labelled:
+    if bundle.classifier is not None and not labelled:
+        console.print(
+            "[yellow]no store has labels, which calibration needs: probabilities are as the network gives them, and "
+            "there are no conformal sets[/yellow]"
+        )
+    elif bundle.classifier is not None:
         analyzer = Analyzer(bundle, precision="f32", streams=cores())
         found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
         logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])

@@ -118,11 +118,17 @@ class Split:
 
 
 def make_split(
-    stores: Sequence[Store], *, seed: int, fractions: tuple[float, float, float] = FRACTIONS
+    stores: Sequence[Store],
+    *,
+    seed: int,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    same_patients: bool = False,
 ) -> tuple[Split, dict[str, object]]:
     """Split `stores` by duplicate group and, where known, patient; stratified by store and label.
 
-    Returns the split and the facts that belong beside it (seed, fractions, threshold and crops, number of groups).
+    same_patients: whether one patient identifier in two stores is one patient; else each store counts its own.
+    Returns the split and the facts that belong beside it (seed, fractions, threshold and crops, number of groups, and
+    of patient identifiers that several stores have).
     """
     if abs(sum(fractions) - 1) > 1e-9 or min(fractions) < 0:
         raise DataError(f"fractions must be three numbers >= 0 that add up to 1; got {fractions}")
@@ -134,9 +140,10 @@ def make_split(
     first: dict[tuple[str, str], int] = {}
     for n, (store, i) in enumerate(films):
         record = store.records[i]
-        keys = [("sha256", record.sha256)] + ([("patient", f"{store.name}/{record.patient}")] if record.patient else [])
-        for key in keys:
-            pairs.append((first.setdefault(key, n), n))
+        pairs.append((first.setdefault(("sha256", record.sha256), n), n))
+        if record.patient:
+            patient = record.patient if same_patients else f"{store.name}/{record.patient}"
+            pairs.append((first.setdefault(("patient", patient), n), n))
     group = groups(len(films), pairs)
 
     members: dict[int, list[int]] = defaultdict(list)
@@ -180,8 +187,16 @@ def make_split(
         "films": len(films),
         "groups": len(members),
         "near_duplicate_pairs": near,
+        "same_patients": same_patients,
+        "patients_in_several_stores": _in_several(stores),
     }
     return Split(tuple(rows)), facts
+
+
+def _in_several(stores: Sequence[Store]) -> int:
+    """How many patient identifiers stand in more than one store."""
+    patients = [{record.patient for record in store.records if record.patient} for store in stores]
+    return sum(n > 1 for n in Counter(patient for found in patients for patient in found).values())
 
 
 def parts_digest(data: Iterable[tuple[Store, Split]]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from lungscope.training.films import LabelledViews
 from lungscope.training.networks import build_classifier
 from lungscope.training.recipe import Phase, Recipe
 from lungscope.training.views import cut_views, lung_facts, view_facts
+
+log = logging.getLogger(__name__)
+
+#: A label of fewer training films is remarked on: it may be a slip of spelling.
+FEW = 20
 
 
 class ClassifierTask(Task):
@@ -85,7 +91,8 @@ def labelled_views(
     data: list[tuple[Store, Split]], bundle: Bundle, spec: ViewSpec
 ) -> tuple[list[str], LabelledViews, LabelledViews]:
     """The labels that `data` has, sorted, and what a classifier is shown of train and val parts, lungs found by
-    `bundle`'s segmenter. Raises DataError where a part has no film, or there are fewer than two labels."""
+    `bundle`'s segmenter. Raises DataError where there are fewer than two labels, no validation film, or no training
+    film of a label."""
     views, labels, sources, parts = [], [], list[str](), {"train": list[int](), "val": list[int]()}
     names = sorted({record.label for store, _ in data for record in store.records if record.label})
     if len(names) < 2:
@@ -108,6 +115,15 @@ def labelled_views(
         raise DataError(
             f"{len(train)} training and {len(val)} validation films have a label and lungs; both are needed"
         )
+    for label, name in enumerate(names):
+        taught, seen = train.strata.count(label), val.strata.count(label)
+        if not taught:
+            raise DataError(
+                f"no training film with lungs is labelled {name!r}, of {len(names)} labels: {', '.join(names)}. "
+                "Label its films as the others, or split again"
+            )
+        level = logging.WARNING if taught < FEW or not seen else logging.INFO
+        log.log(level, "label %s: %d training and %d validation films", name, taught, seen)
     return names, train, val
 
 
