@@ -37,10 +37,15 @@ def store(make_store: Make, draw: Draw, draw_mask: Draw) -> Store:
     return make_store("s", films, labels=labels, masks=masks)
 
 
-def test_counts_stand_beside_the_published_ones(store: Store) -> None:
+def test_counts_stand_beside_the_published_ones_where_films_are_called_so(store: Store, make_store: Make) -> None:
     covid, normal = audit([store]).stores[0].classes
-    assert (covid.label, covid.films, covid.published, covid.with_mask) == ("COVID-19", 8, 3616, 7)
-    assert (normal.label, normal.films, normal.published, normal.with_mask) == ("Normal", 8, 10192, 8)
+    assert (covid.label, covid.films, covid.published, covid.with_mask) == ("COVID-19", 8, None, 7)
+    assert (normal.label, normal.films, normal.published, normal.with_mask) == ("Normal", 8, None, 8)
+    images = np.load(store.root / "images.npy")
+    called = {f"COVID-{n}": images[n] for n in range(8)} | {f"Normal-{n}": images[8 + n] for n in range(8)}
+    labels = {name: "COVID-19" if name.startswith("COVID") else "Normal" for name in called}
+    found = audit([make_store("public", called, labels=labels)]).stores[0].classes
+    assert [(item.films, item.published) for item in found] == [(8, 3616), (8, 10192)]
 
 
 def test_a_source_of_one_class_is_named(store: Store) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lungscope.data.duplicates import near_duplicates
 from lungscope.data.importing import read_rejected
-from lungscope.data.layouts import Rejected
+from lungscope.data.layouts import Rejected, called_as_published
 from lungscope.data.store import Record, Store
 from lungscope.errors import DataError
 from lungscope.radiograph import Geometry
@@ -165,7 +165,7 @@ def _audit_store(store: Store, progress: Callable[[str, int, int], None]) -> Sto
             ClassFacts(
                 label=label,
                 films=int(mine.sum()),
-                published=PUBLISHED.get(label),
+                published=PUBLISHED.get(label) if _as_published(store, label) else None,
                 sources=dict(Counter(record.source for record in store.records if record.label == label)),
                 with_mask=int(masked[mine].sum()),
                 statistics={name: summarise(column[mine]) for name, column in table.items()},
@@ -257,6 +257,10 @@ def _changed(store: Store, progress: Callable[[str, int, int], None]) -> tuple[R
             if done % 256 == 0 or done == len(store.records):
                 progress("verify", done, len(store.records))
     return tuple(found)
+
+
+def _as_published(store: Store, label: str) -> bool:
+    return all(called_as_published(label, record.id) for record in store.records if record.label == label)
 
 
 def _odd_masks(store: Store, shares: Floats) -> list[MaskFinding]:

@@ -137,15 +137,21 @@ def _from_classes(root: Path, with_lung_opacity: bool) -> tuple[list[Film], list
     return films, rejected, remarks
 
 
+def called_as_published(label: str, stem: str) -> bool:
+    """Whether a film is called as the COVID-19 Radiography Database calls those of its class: `COVID-12`."""
+    name, _, number = stem.rpartition("-")
+    return number.isdecimal() and RADIOGRAPHY_CLASSES.get(_key(name)) == label
+
+
 def radiography_source(label: str, stem: str) -> str:
     """Where a film of the COVID-19 Radiography Database came from, by its class and file name (`Normal-63`): Viral
     Pneumonia and 1,341 of Normal are of one children's hospital, Lung Opacity and the other Normal films of adults
     (RSNA's challenge). "" where it can not be told, as with COVID-19, which is of many collections, and for films that
     are not called as they are there."""
-    name, _, number = stem.replace("_", " ").rpartition("-")
-    if name != label or name not in (NORMAL, LUNG_OPACITY, VIRAL_PNEUMONIA) or not number.isdecimal():
+    if not called_as_published(label, stem) or label not in (NORMAL, LUNG_OPACITY, VIRAL_PNEUMONIA):
         return ""
-    children = name == VIRAL_PNEUMONIA or (name == NORMAL and int(number) in _CHILDREN)
+    number = int(stem.rpartition("-")[2])
+    children = label == VIRAL_PNEUMONIA or (label == NORMAL and number in _CHILDREN)
     return GUANGZHOU if children else RSNA
 
 

@@ -59,13 +59,18 @@ PAPER_CLASSIFIERS = {
 
 TITLES = {"unet": "Table 1: U-Net", "linknet": "Table 2: LinkNet", "fpn": "Table 3: FPN"}
 
+#: Of these two stores alone.
+_OTHER_FILMS = (
+    "The paper's data set has three classes. Here Viral Pneumonia films have masks; those of the other classes are not "
+    "at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place."
+)
+_OTHER_STORES = {"radiography", "shenzhen"}
 SEGMENTATION_NOTES = (
     "The paper's IoU is above its Dice in every row. For one pair of masks Dice = 2 IoU / (1 + IoU) is never below "
     "IoU, so that its two columns were not computed as they are here (strict, for each film, then averaged).",
     "The paper does not say how it parted its films, some of which are duplicates of one another. Here no duplicate "
     "group that was found is on two sides; no film says who the patient is.",
-    "The paper's data set has three classes. Here Viral Pneumonia films have masks; those of the other classes are not "
-    "at hand, and Shenzhen's films (tuberculosis and normal, adults) stand in their place.",
+    _OTHER_FILMS,
     "A network was trained once for each seed. Intervals say how far other films would move a score, and not how far "
     "another training would: one network's lead over another is that of these two trainings.",
 )
@@ -209,9 +214,12 @@ def tables(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None = No
     return list(_segmentation_tables(cells, times) if kind == "segmentation" else _classification_tables(cells, times))
 
 
-def notes(kind: Kind) -> tuple[str, ...]:
+def notes(cells: Sequence[dict[str, Any]], kind: Kind) -> list[str]:
     """Where the paper's numbers and these can not be compared, and why."""
-    return SEGMENTATION_NOTES if kind == "segmentation" else CLASSIFICATION_NOTES
+    if kind == "classification":
+        return list(CLASSIFICATION_NOTES)
+    here = {row["store"] for cell in cells for row in cell["stores"]} == _OTHER_STORES
+    return [note for note in SEGMENTATION_NOTES if here or note != _OTHER_FILMS]
 
 
 def budget(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -230,7 +238,7 @@ def summary(cells: Sequence[dict[str, Any]], kind: Kind) -> dict[str, Any]:
         "kind": kind,
         "budget": budget(cells),
         "parts": cells[0]["parts"],
-        "notes": list(notes(kind)),
+        "notes": notes(cells, kind),
         "cells": rows,
     }
     if kind == "classification":

@@ -47,7 +47,7 @@ def _markdown(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None, 
     parts = [f"# {kind.capitalize()} benchmark, budget `{cells[0]['budget']['name']}`", *_facts(cells, times)]
     for table in tables(cells, kind, times):
         parts.append(f"## {table.title}\n\n{_markdown_table(table)}" + (f"\n\n{table.note}" if table.note else ""))
-    parts.append("## What can not be compared\n\n" + "\n".join(f"- {note}" for note in notes(kind)))
+    parts.append("## What can not be compared\n\n" + "\n".join(f"- {note}" for note in notes(cells, kind)))
     parts.append("\n".join(f"![{name}]({name})" for name in pictures))
     return "\n\n".join([*parts, DISCLAIMER]) + "\n"
 
@@ -69,7 +69,7 @@ def _html(cells: Sequence[dict[str, Any]], kind: Kind, times: Times | None, draw
             f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
         parts.append(f'<p class="note">{escape(table.note)}</p>' if table.note else "")
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes(kind))
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes(cells, kind))
     parts.append(f"<h2>What can not be compared</h2><ul>{items}</ul>")
     for name, picture in drawn.items():
         data = base64.b64encode(picture.encode()).decode("ascii")
