@@ -254,7 +254,7 @@ def test_masks_that_do_not_match_are_reported(make_store: Callable[..., Store], 
     soft[2, 2] = 100
     store = make_store(
         "s",
-        {name: draw(i) for i, name in enumerate(("good", "ones", "empty", "soft", "wide", "deep"))},
+        {name: draw(i) for i, name in enumerate(("good", "ones", "empty", "soft", "wide", "deep", "labels"))},
         masks={
             "good": draw_mask(128, 128),
             "ones": draw_mask() // 255,
@@ -262,15 +262,27 @@ def test_masks_that_do_not_match_are_reported(make_store: Callable[..., Store], 
             "soft": soft,
             "wide": draw_mask(64, 128),
             "deep": draw_mask().astype(np.uint16) * 257,
+            "labels": draw_mask() // 255 * np.array([1, 2], np.uint8).repeat(32),
         },
     )
-    assert {Path(r.path).stem: r.code for r in read_rejected(store.root)} == {
+    rejected = {Path(r.path).stem: r for r in read_rejected(store.root)}
+    assert "its pixels reach 2 where 255 is set; these may be labels" in rejected["labels"].reason
+    assert {name: r.code for name, r in rejected.items()} == {
+        "labels": "mask-unreadable",
         "empty": "mask-empty",
         "soft": "mask-not-binary",
         "wide": "mask-aspect",
     }
     used = {r.id: bool(r.mask) for r in store.records}
-    assert used == {"good": True, "ones": True, "empty": False, "soft": True, "wide": False, "deep": True}
+    assert used == {
+        "good": True,
+        "ones": True,
+        "empty": False,
+        "soft": True,
+        "wide": False,
+        "deep": True,
+        "labels": False,
+    }
     for record, mask in zip(store.records, store.masks, strict=True):
         assert mask.any() == bool(record.mask)
     assert (store.masks[1] == store.masks[0]).all()

@@ -382,7 +382,8 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
     """A mask file as bool [h, w], set above half of its range (0..1 where nothing is above 1), and the share of its
     pixels that are neither clear nor set.
 
-    Raises DataError for a file that is missing or can not be read.
+    Raises DataError for a file that is missing, can not be read, or holds numbers that are no shares of its range, as
+    label masks do.
     """
     from PIL import Image
 
@@ -397,6 +398,11 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
         raise DataError(f"{path}: can not be read as a mask: {error}") from error
     if grid.max() <= 1:
         scale = 1
+    elif grid.max() <= scale / 2:
+        raise DataError(
+            f"{path}: its pixels reach {grid.max():g} where {scale:,} is set; these may be labels. Give a mask with "
+            f"{scale:,}, or 1, where lungs are, and 0 elsewhere"
+        )
     return grid > scale / 2, float(((grid != 0) & (grid != scale)).mean())
 
 

@@ -141,10 +141,8 @@ def _check_tags(film: Radiograph, name: str, warn: Callable[[str, str], None]) -
     meaning = tags.get("ViewCodeMeaning", "").lower()
     sideways = code in SIDE_CODES or (("lateral" in meaning or "oblique" in meaning) and "decubitus" not in meaning)
     if view in SIDE_VIEWS or (not view and sideways):
-        raise UnsupportedImageError(
-            f"{name}: is not a frontal view (View Position {view or meaning or code!r}). Give the PA or AP film of the "
-            "study."
-        )
+        said = f"View Position {view!r}" if view else f"View Code {meaning or code!r}"
+        raise UnsupportedImageError(f"{name}: is not a frontal view ({said}). Give the PA or AP film of the study.")
     part = tags.get("BodyPartExamined", "").upper()
     if part and not any(chest in part.replace(" ", "").replace("_", "") for chest in CHEST_PARTS):
         warn("not-chest", "The file's Body Part Examined is not the chest.")
