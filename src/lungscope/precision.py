@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lungscope.errors import BundleError, UsageError, look_up
-from lungscope.hardware import processor
 
 #: What may be asked for. auto: the fastest that the device computes natively and whose gate was passed, else f32.
 PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
@@ -133,18 +132,18 @@ def choose(
     device: str,
     capabilities: Collection[str],
     offered: Offered,
-    features: Collection[str] | None = None,
+    features: Collection[str] = (),
 ) -> tuple[str, str]:
     """The precision to compute in, and why in words.
 
     asked: one of `PRECISIONS`. device: in lower case. capabilities: OpenVINO's, of that device. features: the
-    processor's vector extensions; None: this one's.
+    processor's vector extensions, as `hardware.processor` names them.
     Raises UsageError for a precision that does not exist or that the device does not compute natively, BundleError for
     int8 without a quantisation.
     """
     look_up(asked, PRECISIONS, what="Precision")
     if asked == "auto":
-        return _fastest(device, capabilities, offered, processor()["features"] if features is None else features)
+        return _fastest(device, capabilities, offered, features)
     # Every device computes f32 some way.
     if asked != "f32" and CAPABILITIES[asked] not in capabilities:
         can = [name for name, needed in CAPABILITIES.items() if needed in capabilities]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lungscope import cuda, quantization
 from lungscope.errors import BundleError, look_up
+from lungscope.hardware import processor
 from lungscope.precision import Offered, choose
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class Runtime:
             wanted = next((name for name in found if name.startswith("gpu")), "cpu")
         self.device = wanted.upper()
         capabilities = self._core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
-        self.precision, self.why = choose(precision, wanted, capabilities, offered or Offered())
+        features = processor()["features"]
+        self.precision, self.why = choose(precision, wanted, capabilities, offered or Offered(), features)
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if streams is None else {"NUM_STREAMS": streams}
         if self.device == "CPU":
             # Threads that are tied to cores wait there for whatever else runs on them.
