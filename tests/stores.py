@@ -20,7 +20,9 @@ def write_store(folder: Path) -> Store:
     origin, root = folder / "films", folder / "store"
     names = ["a", "b", "c", "broken"]
     for name in names:
-        save(origin / f"{name}.png", draw(*SHAPE, opacities=OPACITIES if name == "b" else ()))
+        film = draw(*SHAPE, opacities=OPACITIES if name == "b" else ())
+        film[0, 0] = names.index(name) / len(names)  # no two files are the same
+        save(origin / f"{name}.png", film)
         save(origin / f"{name}-lungs.png", (draw(*SHAPE) == np.float32(LUNG)).astype(np.float32))
     (origin / "broken.png").write_text("not an image")
     root.mkdir()
@@ -28,7 +30,7 @@ def write_store(folder: Path) -> Store:
         np.save(root / f"{array}.npy", np.zeros((len(names), 64, 64), np.uint8))
     records = [
         Record(name, f"{name}.png", "COVID-19" if name == "b" else "Normal", f"{name}-lungs.png", "",
-               hashlib.sha256(name.encode()).hexdigest(), *SHAPE)
+               hashlib.sha256((origin / f"{name}.png").read_bytes()).hexdigest(), *SHAPE)
         for name in names
     ]  # fmt: skip
     write_records(root / "records.csv", records)

@@ -118,26 +118,15 @@ class Geometry:
     @classmethod
     def of_film(cls, pixels: Pixels, size: int) -> Geometry:
         """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black or white frames that a
-        collimator or a program may have put around it: rows and columns at its edges that are black, or white, but for
-        `_MARKED` of them."""
-        height, width = pixels.shape
-        whole = cls.letterbox((height, width), size)
-        top, bottom, left, right, before = 0, height, 0, width, (0, 0, 0, 0)
-        while before != (top, bottom, left, right):  # a frame may lie in another
-            before = top, bottom, left, right
-            lines = pixels[top:bottom, left:right]
-            if (above := _frame(lines)) == len(lines):
-                return whole
-            top, bottom = top + above, bottom - _frame(lines[::-1])
-            lines = pixels[top:bottom, left:right].T
-            if (above := _frame(lines)) == len(lines):
-                return whole
-            left, right = left + above, right - _frame(lines[::-1])
-        if before == (0, height, 0, width):
+        collimator or a program may have put around it (`without_frame`)."""
+        whole = cls.letterbox((pixels.shape[0], pixels.shape[1]), size)
+        part = without_frame(pixels)
+        if part is None:
             return whole
-        inner = cls.letterbox((bottom - top, right - left), size)
-        part = slice(top, bottom), slice(left, right)
-        return replace(inner, source_shape=whole.source_shape, top=inner.top + top, left=inner.left + left, part=part)
+        rows, columns = part
+        inner = cls.letterbox((rows.stop - rows.start, columns.stop - columns.start), size)
+        top, left = inner.top + rows.start, inner.left + columns.start
+        return replace(inner, source_shape=whole.source_shape, top=top, left=left, part=part)
 
     @classmethod
     def around(cls, mask: NDArray[np.bool_], size: int, margin: float) -> Geometry:
@@ -241,6 +230,12 @@ class Geometry:
         return np.asarray(cv2.resize(along, (self.size, self.size), interpolation=cv2.INTER_AREA), np.float32)
 
     @property
+    def middle(self) -> float:
+        """The column, counted in edges from the film's left, that halves what is left without a frame."""
+        columns = slice(0, self.source_shape[1]) if self.part is None else self.part[1]
+        return (columns.start + columns.stop) / 2
+
+    @property
     def inside(self) -> Box:
         """The rows and columns of the film that count and lie in the window."""
         height, width = self.source_shape
@@ -330,6 +325,24 @@ class Geometry:
         out = np.zeros(self.source_shape, np.float32)
         out[self.inside] = part
         return out
+
+
+def without_frame(pixels: Pixels) -> Box | None:
+    """What of a film, f32 [H, W] in 0..1, is left without rows and columns at its edges that are black, or white, but
+    for `_MARKED` of them; None where there are none, or nothing else."""
+    height, width = pixels.shape
+    top, bottom, left, right, before = 0, height, 0, width, (0, 0, 0, 0)
+    while before != (top, bottom, left, right):  # a frame may lie in another
+        before = top, bottom, left, right
+        lines = pixels[top:bottom, left:right]
+        if (above := _frame(lines)) == len(lines):
+            return None
+        top, bottom = top + above, bottom - _frame(lines[::-1])
+        lines = pixels[top:bottom, left:right].T
+        if (above := _frame(lines)) == len(lines):
+            return None
+        left, right = left + above, right - _frame(lines[::-1])
+    return None if before == (0, height, 0, width) else (slice(top, bottom), slice(left, right))
 
 
 def _frame(lines: Pixels) -> int:

@@ -65,8 +65,27 @@ def test_a_rim_and_a_closer_crop_are_found(draw: Draw, crop: float) -> None:
             ((i, j, r),) = near_duplicates(films)
             assert (i, j) == (0, 1) and NEAR_DUPLICATE < r <= 1.00001
     if crop > 0.03:
-        whole = thumbnails(np.stack([film, rim, closer]))
+        whole = thumbnails(np.stack([film, rim, closer]), framed=True)
         assert (whole[0] @ whole[1:].T < NEAR_DUPLICATE).all(), "the whole frames do not tell"
+
+
+@pytest.mark.parametrize("frame", [20, 40, 60])
+def test_frames_and_padding_make_no_duplicates_and_hide_none(draw: Draw, frame: int) -> None:
+    def framed(film: np.ndarray) -> np.ndarray:
+        small = cv2.resize(film, (256 - 2 * frame, 256), interpolation=cv2.INTER_AREA)
+        return cv2.copyMakeBorder(small, 0, 0, frame, frame, cv2.BORDER_CONSTANT, value=0)
+
+    films = [textured(draw, seed) for seed in range(30)]
+    assert near_duplicates([np.stack([framed(film) for film in films])]) == []
+    assert [(i, j) for i, j, _ in near_duplicates([np.stack([films[0], *map(framed, films)])])] == [(0, 1)]
+
+
+def test_a_frame_that_is_one_for_the_one_alone_hides_nothing(draw: Draw) -> None:
+    film = textured(draw, 1)
+    dark, grey = film.copy(), film.copy()
+    dark[240:], grey[240:] = 8, 14
+    ((i, j, _),) = near_duplicates([np.stack([dark, grey]), np.stack([textured(draw, seed) for seed in range(2, 20)])])
+    assert (i, j) == (0, 1)
 
 
 def test_pairs_equal_a_slow_search_over_block_borders() -> None:

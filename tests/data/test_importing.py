@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from lungscope.data import importing
-from lungscope.data.importing import LOG, Imported, import_films, read_rejected
+from lungscope.data.importing import LOG, Imported, import_films, read_mask, read_rejected
 from lungscope.data.layouts import GUANGZHOU, RSNA, find_films, radiography_source
 from lungscope.data.store import Store, write_records
 from lungscope.errors import DataError, UsageError
-from lungscope.radiograph import Geometry
+from lungscope.radiograph import Geometry, Radiograph
 from lungscope.readers import read
 
 REPO = Path(__file__).parents[2]
@@ -241,6 +241,40 @@ def test_unreadable_films_are_listed_and_the_others_go_on(kaggle: Path, tmp_path
     np.testing.assert_array_equal(store.images, np.load(tmp_path / "store" / "images.npy"))
 
 
+def test_what_could_not_be_read_is_read_when_it_can(kaggle: Path, tmp_path: Path) -> None:
+    def failing(path: Path) -> Radiograph:
+        if path.stem == "COVID-2":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    store = tmp_path / "store"
+    result = import_films(kaggle, store, size=32, read=failing)
+    assert codes(result) == {"COVID-2.png": "unreadable"} and result.films == 8
+    again = import_films(kaggle, store, size=32, read=failing)
+    assert again.up_to_date and codes(again) == codes(result)
+    result = import_films(kaggle, store, size=32)
+    assert (result.films, result.read, result.rejected, result.up_to_date) == (9, 1, (), False)
+    assert [r.id for r in Store.open(store).records].count("COVID-2") == 1
+    assert import_films(kaggle, store, size=32).up_to_date
+
+
+def test_of_two_masks_the_one_named_as_the_film_is_taken_and_what_is_passed_over_is_said(
+    tmp_path: Path, draw: Draw, draw_mask: Draw, save: Save
+) -> None:
+    for name in ("Normal", "COVID"):
+        save(tmp_path / name / "images" / "x.png", draw(1))
+    save(tmp_path / "Normal" / "masks" / "x.png", draw_mask())
+    save(tmp_path / "Normal" / "masks" / "x_mask.png", draw_mask() * 0)
+    save(tmp_path / "COVID" / "masks" / "x_MASK.png", draw_mask())
+    save(tmp_path / "Normal" / "images" / "more" / "y.png", draw(2))
+    save(tmp_path / "Normal" / "loose.png", draw(3))
+    found = find_films(tmp_path)
+    assert [film.mask for film in found.films] == ["COVID/masks/x_MASK.png", "Normal/masks/x.png"]
+    assert [(r.path, r.code) for r in found.rejected] == [("Normal/masks/x_mask.png", "mask-twice")]
+    assert any("Normal/images/ are not looked at" in said and "more" in said for said in found.remarks)
+    assert any("1 files beside Normal/images/" in said and "loose.png" in said for said in found.remarks)
+
+
 def test_nothing_readable_makes_no_store(tmp_path: Path) -> None:
     (tmp_path / "s" / "images").mkdir(parents=True)
     (tmp_path / "s" / "images" / "a.png").write_text("text")
@@ -290,6 +324,55 @@ def test_masks_that_do_not_match_are_reported(make_store: Callable[..., Store], 
     assert (store.masks[5] == store.masks[0]).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("two greys", "are 85, neither clear nor set; these may be labels"),
+        ("half and whole", "are 127, neither clear nor set"),
+        ("two colours", "is in colours"),
+        ("palette", "is in colours"),
+        ("see-through", "parts of it are transparent"),
+    ],
+)
+def test_labels_colours_and_transparency_are_no_masks(tmp_path: Path, kind: str, reason: str) -> None:
+    lungs = np.zeros((64, 64), np.uint8)
+    lungs[10:50, 8:28], lungs[10:50, 36:56] = 1, 2
+    path = tmp_path / "mask.png"
+    if kind in ("two greys", "half and whole"):
+        Image.fromarray(np.array([0, 85, 170] if kind == "two greys" else [0, 127, 255], np.uint8)[lungs]).save(path)
+    elif kind == "palette":
+        picture = Image.fromarray(lungs, "P")
+        picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+        picture.save(path)
+    elif kind == "two colours":
+        Image.fromarray(np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)[lungs]).save(path)
+    else:
+        alpha = np.where(lungs > 0, 255, 0).astype(np.uint8)
+        Image.fromarray(np.dstack([np.full_like(lungs, 255)] * 3 + [alpha])).save(path)
+    with pytest.raises(DataError, match=reason):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_masks_of_any_mode_are_taken_where_they_are_grey(tmp_path: Path, mode: str) -> None:
+    lungs = np.zeros((64, 64), np.uint8)
+    lungs[10:50, 8:56] = 255
+    Image.fromarray(lungs).convert(mode).save(tmp_path / "mask.png")
+    found, between = read_mask(tmp_path / "mask.png")
+    assert np.array_equal(found, lungs > 0) and between == 0
+
+
+def test_a_jpeg_or_a_shrunk_mask_has_edges_and_no_labels(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:512, :512]
+    lungs = sum((((rows - 250) / 160) ** 2 + ((columns - x) / 81) ** 2 < 1) * np.uint8(255) for x in (140, 370))
+    Image.fromarray(lungs).convert("RGB").save(tmp_path / "mask.jpg", quality=60)
+    Image.fromarray(lungs).resize((100, 100), Image.Resampling.BICUBIC).save(tmp_path / "mask.png")
+    for name, side in (("mask.jpg", 512), ("mask.png", 100)):
+        found, between = read_mask(tmp_path / name)
+        assert 0 < between < 0.2
+        assert found.mean() == pytest.approx((lungs > 0).mean(), rel=0.02) and found.shape == (side, side)
+
+
 def test_a_broken_mask_keeps_its_film(kaggle: Path, tmp_path: Path) -> None:
     (kaggle / "COVID-19_Radiography_Dataset" / "COVID" / "masks" / "COVID-2.png").write_bytes(b"\x89PNG broken")
     result = import_films(kaggle, tmp_path / "store", size=32)
@@ -321,7 +404,7 @@ def test_only_what_changed_is_read_again(kaggle: Path, tmp_path: Path, draw: Dra
     save(root / "Normal" / "images" / "Normal-0.png", draw(998))
     (root / "Viral Pneumonia" / "images" / "Viral Pneumonia-1.png").unlink()
     result = import_films(kaggle, tmp_path / "store", size=32)
-    assert (result.read, result.removed, result.up_to_date) == (3, 1, False)
+    assert (result.read, result.removed, result.up_to_date) == (4, 1, False), "what is broken is tried again"
     assert {"Normal-0.png", "Normal-4.png", "Viral Pneumonia-1.png"} == set(codes(result))
     import_films(kaggle, tmp_path / "fresh", size=32, name="store")
     assert content(tmp_path / "store") == content(tmp_path / "fresh")

@@ -120,6 +120,11 @@ def test_impossible_fractions_are_refused(store: Store, fractions: tuple[float, 
         make_split([store], seed=0, fractions=fractions)
 
 
+def test_stores_of_one_name_are_refused(store: Store) -> None:
+    with pytest.raises(DataError, match=r"two stores are called s\. Import one of them with --name"):
+        make_split([store, store], seed=0)
+
+
 def test_nothing_to_split_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to split"):
         make_split([], seed=0)

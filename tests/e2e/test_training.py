@@ -140,6 +140,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
         "--out", tmp_path / "bare",
     )  # fmt: skip
     done = CliRunner().invoke(front.app, [*map(str, command)], env={"COLUMNS": "200"})
-    assert done.exit_code == 0 and "no store has labels, which calibration needs" in done.output
+    assert done.exit_code == 0 and "no validation film has a label, which calibration needs" in done.output
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no folder is left behind"
     bare = Bundle.load(tmp_path / "bare").classifier
     assert bare is not None and (bare.temperature, bare.conformal) == (1.0, None)

@@ -73,7 +73,8 @@ def test_a_mask_of_another_film_is_refused() -> None:
 
 
 def test_a_mask_file_is_cut_in_the_middle_of_its_range(tmp_path: Path) -> None:
-    grey = np.tile(np.float32([0, 127 / 255, 128 / 255, 1]), (64, 16))
+    grey = np.tile(np.float32([0, 1]), (64, 32))
+    grey[:2, :8] = np.tile(np.float32([127 / 255, 128 / 255]), (2, 4))
     assert np.array_equal(truth_in(save(tmp_path / "m.png", grey)), grey > 0.5)
     zeros_and_ones = tmp_path / "labels.png"
     assert cv2.imwrite(str(zeros_and_ones), (grey > 0.5).astype(np.uint8))

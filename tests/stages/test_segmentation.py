@@ -94,6 +94,13 @@ def test_two_pieces_above_each_other_are_not_two_lungs() -> None:
     assert not merged
 
 
+@pytest.mark.parametrize("before", [0, 400])
+def test_a_frame_at_one_side_does_not_change_which_lung_is_there(tmp_path: Path, before: int) -> None:
+    framed = np.pad(draw(lungs=["right"]), ((0, 0), (before, 0)))
+    lungs = segment(write_bundle(tmp_path / "bundle"), framed)
+    assert lungs.right.any() and not lungs.left.any()
+
+
 @pytest.mark.parametrize(("span", "side"), [(RIGHT, 0), (LEFT, 1)])
 def test_a_single_narrow_piece_is_one_lung(span: tuple[int, int, int, int], side: int) -> None:
     sides = split(boxes(span))[:2]

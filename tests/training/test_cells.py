@@ -6,14 +6,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lungscope.bundle import Bundle, sha256_of
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
+from lungscope.evaluation import scoring
 from lungscope.evaluation.benchmark import Cell
-from lungscope.training.benchmark import Bench
+from lungscope.training.benchmark import Bench, _joined
 from lungscope.training.budget import load_budget
 from lungscope.training.engine import Hardware
 
@@ -23,6 +25,24 @@ def bench(drawn: tuple[Store, Split], tiny: Path, tmp_path: Path) -> Bench:
     return Bench(
         load_budget("cpu"), "cpu", [drawn], [], tmp_path / "out", tmp_path / "work", Hardware("cpu"), Bundle.load(tiny)
     )
+
+
+def test_films_of_two_stores_keep_apart_where_they_are_called_the_same(
+    drawn: tuple[Store, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, split = drawn
+    other = replace(store, name="other")
+
+    def predicted(analyzer: object, store: Store, split: Split, part: str) -> scoring.Predictions:
+        failed = [{"id": "9", "message": "broken"}]
+        groups = [f"{store.name}/1"]
+        return scoring.Predictions(("A", "B"), ["1"], groups, [""], np.zeros(1, np.int64), np.zeros((1, 2)), failed)
+
+    monkeypatch.setattr(scoring, "predict", predicted)
+    both = _joined(None, [(store, split), (other, split)], "test")  # type: ignore[arg-type]
+    assert both.ids == ["drawn/1", "other/1"]
+    assert [row["id"] for row in both.failed] == ["drawn/9", "other/9"]
+    assert _joined(None, [drawn], "test").ids == ["1"]  # type: ignore[arg-type]
 
 
 def test_an_ensemble_pools_the_weights_that_its_members_results_are_of(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bundles import seal, write_bundle
 from films import draw, radiograph
 from lungscope.bundle import Bundle
 from lungscope.cli.export import _answering
-from lungscope.errors import BundleError
+from lungscope.errors import BundleError, DataError
 from lungscope.pipeline import Analyzer
 from lungscope.stages.classification import Conformal
 from lungscope.training.export import (
@@ -27,6 +28,7 @@ from lungscope.training.export import (
     amend_bundle,
     export_bundle,
     export_graph,
+    in_place_of,
     parity,
     store_as_f16,
     to_onnx,
@@ -226,6 +228,17 @@ def test_a_segmenter_alone_is_a_bundle_and_replaces_one(segmenter: Trained, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(BundleError, match="no classifier"):
         amend_bundle(bundle, temperature=2.0)
+
+
+def test_an_export_that_fails_leaves_the_bundle_that_was_there(tmp_path: Path) -> None:
+    out = write_bundle(tmp_path / "out")
+    before = Bundle.load(out).manifest
+    with pytest.raises(DataError, match="no films"), in_place_of(out) as folder:
+        shutil.copytree(out, folder)
+        (folder / "manifest.json").unlink()
+        raise DataError("no films")
+    assert Bundle.load(out).manifest == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(segmenter: Trained, tmp_path: Path) -> None:

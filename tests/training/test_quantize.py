@@ -19,7 +19,7 @@ from lungscope import quantization
 from lungscope.bundle import Bundle, sha256_of
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
-from lungscope.errors import BundleError
+from lungscope.errors import BundleError, UsageError
 from lungscope.hardware import processor
 from lungscope.pipeline import Analyzer
 from lungscope.precision import CAPABILITIES, NEEDED, Offered
@@ -265,6 +265,9 @@ def test_from_a_bundle_to_its_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert loaded.offered.quantised and loaded.offered.gates["int8"].passed
     fast = bool({*NEEDED["int8"]} & {*processor()["features"]})
     assert Analyzer(loaded).precision == ("int8" if fast else "f32")
+    with pytest.raises(UsageError, match="Device 'nonsense' does not exist"):
+        run("quantize", bundle.root, *data, "--films", 4, "--device", "nonsense")
+    assert json.loads((bundle.root / "manifest.json").read_text()) == document, "nothing was changed"
     asked = Analyzer(loaded, precision="int8")
     film = store.path_of(store.records[0])
     assert asked.analyze(film).run.precision == "int8"

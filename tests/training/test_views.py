@@ -54,3 +54,17 @@ def test_a_label_that_hardly_a_film_has_is_remarked_on_and_one_without_training_
     assert found["label COVID-19: 1 training and 0 validation films"] == "WARNING"
     with pytest.raises(DataError, match="no training film with lungs is labelled 'COVID-19', of 2 labels"):
         cut(a="train", b="val", c="val", broken="train")
+
+
+def test_what_can_not_be_read_now_is_not_remembered_as_a_film_without_lungs(tiny: Path, tmp_path: Path) -> None:
+    store, bundle, spec = write_store(tmp_path), Bundle.load(tiny), ViewSpec("lungs", True, 0.05, 64)
+    film = store.path_of(store.records[0])
+    film.rename(film.with_suffix(".away"))
+    with pytest.raises(DataError, match=r"No such file or directory\. Bring its folder back, or import again"):
+        cut_views(store, bundle, {"view": spec}, tmp_path / "cache")
+    film.write_bytes(store.path_of(store.records[1]).read_bytes())
+    with pytest.raises(DataError, match="is not the file that was imported"):
+        cut_views(store, bundle, {"view": spec}, tmp_path / "cache")
+    film.with_suffix(".away").replace(film)
+    found = cut_views(store, bundle, {"view": spec}, tmp_path / "cache")["view"]
+    assert found.usable.tolist() == [True, True, True, False]

@@ -14,7 +14,7 @@ from rich.markup import escape
 from lungscope.bundle import MANIFEST, MODEL_CARD, Bundle
 from lungscope.cli.evaluate import compare_splits
 from lungscope.data.split import Split
-from lungscope.data.store import Store
+from lungscope.data.store import Record, Store
 from lungscope.errors import DataError
 from lungscope.evaluation import scoring
 from lungscope.evaluation.calibration import COVERAGE, HEALTHY, LEAST_FILMS, calibrate, fit_opaque
@@ -23,7 +23,7 @@ from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.stages.severity import NORMAL
-from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
+from lungscope.training.export import Trained, amend_bundle, export_bundle, in_place_of, parity_films
 from lungscope.training.quantize import measure_gates, quantize_bundle
 
 app = typer.Typer(add_completion=False)
@@ -98,66 +98,78 @@ def export(
     parts = Split.read_all(split)
     stores = [Store.open(path) for path in data]
     known = [(store, parts) for store in stores]
-    bundle = export_bundle(
-        [trained for path in segmenter for trained in _segmenters(path)],
-        None if classifier is None else _classifier(classifier),
-        out,
-        films=parity_films(known),
-        name=name or out.resolve().name,
-        version=version,
-        segmenter_size=segmenter_size,
-        **_answering(segmenter, classifier, {"pool": pool, "threshold": threshold, "mirror": mirror}),
-        papers={path.name: path.read_text(encoding="utf-8") for path in paper or []}
-        | ({} if controls is None else {CONTROLS: _controls(controls)}),
-    )
-    console.print(f"{bundle.root}: graphs written, parity gates passed")
-    same_split = compare_splits(bundle, known)
-    labelled = [store for store in stores if any(record.label for record in store.records)]
-    if bundle.classifier is not None and not labelled:
-        console.print(
-            "[yellow]no store has labels, which calibration needs: probabilities are as the network gives them, and "
-            "there are no conformal sets[/yellow]"
+    with in_place_of(out) as folder:
+        bundle = export_bundle(
+            [trained for path in segmenter for trained in _segmenters(path)],
+            None if classifier is None else _classifier(classifier),
+            folder,
+            films=parity_films(known),
+            name=name or out.resolve().name,
+            version=version,
+            segmenter_size=segmenter_size,
+            **_answering(segmenter, classifier, {"pool": pool, "threshold": threshold, "mirror": mirror}),
+            papers={path.name: path.read_text(encoding="utf-8") for path in paper or []}
+            | ({} if controls is None else {CONTROLS: _controls(controls)}),
         )
-    elif bundle.classifier is not None:
-        analyzer = Analyzer(bundle, precision="f32", streams=cores())
-        found = [scoring.predict(analyzer, store, parts, "val") for store in labelled]
-        logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
-        temperature, conformal = calibrate(logits, truth)
-        bundle = amend_bundle(bundle, temperature=temperature, conformal=conformal)
-        for label, least in zip(found[0].labels, conformal.thresholds, strict=True):
-            if not least:
-                have = int((truth == found[0].labels.index(label)).sum())
-                console.print(
-                    f"[yellow]{label} has {have} validation films; {COVERAGE:.0%} coverage takes {LEAST_FILMS}: until "
-                    "then it is in every set, and no other class is ever answered. Split with a larger share for "
-                    "val[/yellow]"
-                )
-        thresholds = ", ".join(f"{least:.3f}" for least in conformal.thresholds)
-        console.print(
-            f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
-            f"(validation, n = {len(truth)})"
-        )
-    if bundle.classifier is not None and NORMAL not in bundle.classifier.labels:
-        console.print(f"[yellow]no class is called {NORMAL!r}: this bundle scores no severity[/yellow]")
-    elif bundle.segmenter.opaque is not None and bundle.classifier is not None:
-        bundle = _fit_opaque(bundle, known, console)
-    if gates and not any(record.mask for store in stores for record in store.records):
-        console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")
-    elif gates:
-        bundle = measure_gates(quantize_bundle(bundle, known), known)
-        for precision, gate in bundle.offered.gates.items():
-            console.print(gate.describe(precision), highlight=False)
-    if metrics:
-        analyzer = Analyzer(bundle, precision="f32", streams=cores())
-        result = {
-            **facts(analyzer, split),
-            "split_of_training": same_split,
-            **_measure(analyzer, stores, parts, lesions, severity),
-        }
-        bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
-        console.print("measured on the test parts")
-    bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
+        console.print(f"{out}: graphs written, parity gates passed")
+        same_split = compare_splits(bundle, known)
+        if bundle.classifier is not None:
+            bundle = _calibrate(bundle, stores, parts, console)
+        if bundle.classifier is not None and NORMAL not in bundle.classifier.labels:
+            console.print(f"[yellow]no class is called {NORMAL!r}: this bundle scores no severity[/yellow]")
+        elif bundle.segmenter.opaque is not None and bundle.classifier is not None:
+            bundle = _fit_opaque(bundle, known, console)
+        if gates and not any(record.mask for store in stores for record in store.records):
+            console.print("[yellow]no store has drawn lungs, which gates need: `auto` stays f32[/yellow]")
+        elif gates:
+            bundle = measure_gates(quantize_bundle(bundle, known), known)
+            for precision, gate in bundle.offered.gates.items():
+                console.print(gate.describe(precision), highlight=False)
+        if metrics:
+            analyzer = Analyzer(bundle, precision="f32", streams=cores())
+            result = {
+                **facts(analyzer, split),
+                "split_of_training": same_split,
+                **_measure(analyzer, stores, parts, lesions, severity),
+            }
+            bundle = amend_bundle(bundle, files={METRICS: json.dumps(result, indent=1, allow_nan=False) + "\n"})
+            console.print("measured on the test parts")
+        bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
+    bundle = Bundle.load(out)
     print(json.dumps(bundle.manifest, indent=2) if json_ else bundle.root)
+
+
+def _calibrate(bundle: Bundle, stores: list[Store], split: Split, console: Console) -> Bundle:
+    """Fit temperature and conformal sets, where validation parts have labelled films to fit them on."""
+    labelled = [store for store in stores if any(record.label for record in _part(store, split, "val"))]
+    if not labelled:
+        console.print(
+            "[yellow]no validation film has a label, which calibration needs: probabilities are as the network gives "
+            "them, and there are no conformal sets[/yellow]"
+        )
+        return bundle
+    analyzer = Analyzer(bundle, precision="f32", streams=cores())
+    found = [scoring.predict(analyzer, store, split, "val") for store in labelled]
+    logits, truth = np.concatenate([f.logits for f in found]), np.concatenate([f.truth for f in found])
+    temperature, conformal = calibrate(logits, truth)
+    for label, least in zip(found[0].labels, conformal.thresholds, strict=True):
+        if not least:
+            have = int((truth == found[0].labels.index(label)).sum())
+            console.print(
+                f"[yellow]{label} has {have} validation films; {COVERAGE:.0%} coverage takes {LEAST_FILMS}: until "
+                "then it is in every set, and no other class is ever answered. Split with a larger share for "
+                "val[/yellow]"
+            )
+    thresholds = ", ".join(f"{least:.3f}" for least in conformal.thresholds)
+    console.print(
+        f"temperature {temperature:.3f}; {COVERAGE:.0%} conformal thresholds {thresholds} "
+        f"(validation, n = {len(truth)})"
+    )
+    return amend_bundle(bundle, temperature=temperature, conformal=conformal)
+
+
+def _part(store: Store, split: Split, part: str) -> list[Record]:
+    return [store.records[i] for i in split.select(store, part)]
 
 
 def _fit_opaque(bundle: Bundle, data: list[tuple[Store, Split]], console: Console) -> Bundle:
@@ -227,9 +239,10 @@ def _measure(
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"segmenter": [], "classifier": []}
     for store in stores:
-        if any(record.mask for record in store.records):
+        films = _part(store, split, "test")
+        if any(record.mask for record in films):
             result["segmenter"].append(scoring.score_segmenter(analyzer, store, split, "test"))
-        if analyzer.bundle.classifier is not None and any(record.label for record in store.records):
+        if analyzer.bundle.classifier is not None and any(record.label for record in films):
             result["classifier"].append(scoring.score_classifier(analyzer, store, split, "test"))
     if lesions is not None:
         result["lesions"] = scoring.score_lesions(analyzer, lesions)

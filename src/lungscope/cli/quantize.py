@@ -12,8 +12,9 @@ from lungscope.bundle import MODEL_CARD, Bundle, locate
 from lungscope.cli.evaluate import film_bars
 from lungscope.data.split import Split
 from lungscope.data.store import Store
-from lungscope.errors import BundleError
+from lungscope.errors import BundleError, UsageError
 from lungscope.evaluation.card import model_card
+from lungscope.pipeline import Analyzer
 from lungscope.training.export import amend_bundle
 from lungscope.training.quantize import FILMS, measure_gates, quantize_bundle
 
@@ -46,14 +47,19 @@ def quantize(
         raise BundleError(f"bundle {bundle.name!r} has no quantisation to keep. Leave --keep out to make one")
     parts = Split.read_all(split)
     known = [(Store.open(path), parts) for path in data]
+    Analyzer(bundle, device=device, precision="f32")  # before anything is changed
     if not keep:
         bundle = quantize_bundle(bundle, known, films=films)
+    before = bundle.manifest.get("precision", {"gates": {}})["gates"]
     with film_bars() as begin:
         bundle = measure_gates(bundle, known, limit=limit, device=device, begin=begin)
+    gates = bundle.manifest["precision"]["gates"]
+    if gates == before:
+        raise UsageError(f"--device {device}: computes nothing but f32 natively here, so that no gate was measured")
     if MODEL_CARD in bundle.files:
         bundle = amend_bundle(bundle, files={MODEL_CARD: model_card(bundle)})
     if as_json:
         typer.echo(json.dumps(bundle.manifest["precision"], indent=2))
         return
     for name, gate in bundle.offered.gates.items():
-        typer.echo(gate.describe(name))
+        typer.echo(gate.describe(name) + (" (measured before)" if gates[name] == before.get(name) else ""))

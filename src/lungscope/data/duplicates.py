@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lungscope.radiograph import without_frame
+
 #: Two films are near-duplicates when their thumbnails correlate above this. Pairs between 0.985 and 0.995 were nearly
 #: all the same picture with another crop or marker when compared at a higher resolution.
 NEAR_DUPLICATE = 0.985
@@ -18,12 +20,24 @@ THUMBNAIL = 32
 CROPS = (0.02, 0.04, 0.06, 0.08)
 
 
-def thumbnails(images: NDArray[np.uint8], crop: float = 0.0) -> NDArray[np.float32]:
-    """u8 [N, H, W] → f32 [N, 32*32], each row of mean 0 and norm 1 (a constant film's row is 0). crop: see `CROPS`."""
-    rows = np.empty((len(images), THUMBNAIL * THUMBNAIL), np.float32)
-    y, x = (round(crop * side) for side in images.shape[1:])
+#: Where frames and padding are more than the rest of this share of a film, it is not compared with them left on: they
+#: are alike on different films.
+MOSTLY_FILM = 0.8
+
+
+def thumbnails(images: NDArray[np.uint8], crop: float = 0.0, *, framed: bool = False) -> NDArray[np.float32]:
+    """u8 [N, H, W] → f32 [N, 32*32], each row of mean 0 and norm 1 (a constant film's row is 0), of what is left
+    without padding and frames; framed: with them, and 0 where they are too much (`MOSTLY_FILM`). crop: see `CROPS`."""
+    rows = np.zeros((len(images), THUMBNAIL * THUMBNAIL), np.float32)
     for i, image in enumerate(images):
-        inside = image[y : len(image) - y, x : image.shape[1] - x]
+        part = without_frame(image / np.float32(255))
+        film = image if part is None else image[part]
+        if framed:
+            if film.size < MOSTLY_FILM * image.size:
+                continue
+            film = image
+        y, x = (round(crop * side) for side in film.shape)
+        inside = film[y : film.shape[0] - y, x : film.shape[1] - x]
         rows[i] = cv2.resize(inside, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).ravel()
     rows -= rows.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -33,12 +47,13 @@ def thumbnails(images: NDArray[np.uint8], crop: float = 0.0) -> NDArray[np.float
 
 def near_duplicates(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int, float]]:
     """All pairs (i < j, correlation) of near-duplicates among the films of all `images`, each u8 [N, H, W], counted
-    through: whole beside whole, and whole beside each of the other's `CROPS`; the largest correlation of these."""
-    whole = np.concatenate([thumbnails(films) for films in images])
-    best = {(i, j): r for i, j, r in pairs_above(NEAR_DUPLICATE, whole, whole) if i < j}
-    for crop in CROPS:
-        cropped = np.concatenate([thumbnails(films, crop) for films in images])
-        for i, j, r in pairs_above(NEAR_DUPLICATE, whole, cropped):
+    through: whole beside whole, with frames and without, and whole beside each of the other's `CROPS`; the largest
+    correlation of these."""
+    whole, framed = (np.concatenate([thumbnails(films, framed=on) for films in images]) for on in (False, True))
+    cropped = (np.concatenate([thumbnails(films, crop) for films in images]) for crop in CROPS)
+    best: dict[tuple[int, int], float] = {}
+    for one, other in ((framed, framed), (whole, whole), *((whole, crop) for crop in cropped)):
+        for i, j, r in pairs_above(NEAR_DUPLICATE, one, other):
             if i != j:
                 pair = min(i, j), max(i, j)
                 best[pair] = max(r, best.get(pair, r))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ from lungscope.data.store import SCHEMA_VERSION, Record, Store, write_records
 from lungscope.errors import DataError, InputError, UnreadableFileError, UsageError
 from lungscope.radiograph import Geometry, Pixels, Radiograph
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 WORK = ".import"
 LOG = "import.jsonl"
 REJECTED = "rejected.csv"
@@ -37,6 +41,10 @@ _MOVED = ("images.npy", "masks.npy", "records.csv", REJECTED, LOG)
 _BATCH = 64
 #: Relative difference of height/width beyond which a mask cannot be of the film that it is named after.
 _ASPECT_TOLERANCE = 0.02
+#: A mask with more pixels than this share of one value that is neither clear nor set holds labels, not an edge.
+MOST_LIKE = 0.04
+#: The most that channels of a grey mask are apart, of 255: what JPEG makes of grey.
+MOST_COLOUR = 24
 
 Grid = NDArray[np.uint8]
 
@@ -161,6 +169,10 @@ def import_films(
             wanted = _fingerprint(found, pool, progress)
             old = _read_log(dest / LOG) if before else []
             same = [entry.key for entry in old] == [entry.key for entry in wanted]
+            again = [entry for entry in old if _may_change(entry)]
+            same = same and all(
+                before is not None and _load(found.origin, entry, before.size, read)[0] == entry for entry in again
+            )
             if before and same and (before.name, before.origin, before.size) == (name, found.origin, size):
                 notes = _notes(outside, old)
                 if (dest / REJECTED).is_file() and (dest / REJECTED).read_text() == _table(notes):
@@ -262,15 +274,14 @@ def _write_arrays(
     known: dict[tuple[str, str, str, str], tuple[_Entry, int]] = {}
     if before and before.size == size:
         kept = [entry for entry in old if entry.height]
-        known = {entry.content: (entry, row) for row, entry in enumerate(kept)}
-        known |= {entry.content: (entry, -1) for entry in old if not entry.height and entry.image_sha256}
+        known = {entry.content: (entry, row) for row, entry in enumerate(kept) if not _may_change(entry)}
 
     def produce(entry: _Entry) -> tuple[_Entry, Grid, Grid, bool]:
         past = known.get(entry.content)
         if past is None or before is None:
             return *_load(found.origin, entry, size, read), True
         done, row = past
-        films = (before.images[row], before.masks[row]) if row >= 0 else (_NOTHING, _NOTHING)
+        films = before.images[row], before.masks[row]
         return _Entry(*entry.key, done.height, done.width, done.masked, done.rejected), *films, False
 
     decoded = 0
@@ -292,6 +303,11 @@ def _write_arrays(
             entries += [entry for entry, *_ in batch]
             progress("read", len(entries), len(wanted))
     return entries, decoded
+
+
+def _may_change(entry: _Entry) -> bool:
+    """Whether a film, or its mask, could not be read. Where a drive or a decoder was wanting, it may be that it can."""
+    return not entry.height or any(note.code == "mask-unreadable" for note in entry.rejected)
 
 
 def _resumable(work: Path, wanted: Sequence[_Entry], size: int) -> list[_Entry]:
@@ -382,15 +398,14 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
     """A mask file as bool [h, w], set above half of its range (0..1 where nothing is above 1), and the share of its
     pixels that are neither clear nor set.
 
-    Raises DataError for a file that is missing, can not be read, or holds numbers that are no shares of its range, as
-    label masks do.
+    Raises DataError for a file that is missing, can not be read, is in colours or see-through, or holds labels.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             deep = file.mode.startswith(("I", "F"))
-            grid = np.asarray(file if deep else file.convert("L"))
+            grid = np.asarray(file) if deep else _grey(file, path)
             scale = 1 if file.mode == "F" else 65535 if deep else 255
     except FileNotFoundError as error:
         raise DataError(f"{path}: the mask is not there. Import the set again") from error
@@ -403,7 +418,26 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], float]:
             f"{path}: its pixels reach {grid.max():g} where {scale:,} is set; these may be labels. Give a mask with "
             f"{scale:,}, or 1, where lungs are, and 0 elsewhere"
         )
+    between = grid[(grid > 0.1 * scale) & (grid < 0.9 * scale)]
+    values, counts = np.unique(between, return_counts=True)
+    if between.size and counts.max() > MOST_LIKE * grid.size:
+        raise DataError(
+            f"{path}: {counts.max() / grid.size:.0%} of its pixels are {values[counts.argmax()]:g}, neither clear nor "
+            f"set; these may be labels. Give a mask with {scale:,}, or 1, where lungs are, and 0 elsewhere"
+        )
     return grid > scale / 2, float(((grid != 0) & (grid != scale)).mean())
+
+
+def _grey(file: Image, path: Path) -> NDArray[np.uint8]:
+    """A picture of any mode as grey. Raises DataError where colours or transparency say what grey would not."""
+    if file.mode in ("1", "L"):
+        return np.asarray(file.convert("L"))
+    picture = np.asarray(file.convert("RGBA"))
+    if picture[..., 3].min() < 255:
+        raise DataError(f"{path}: parts of it are transparent. Give a grey mask, white where lungs are")
+    if np.ptp(picture[..., :3], axis=-1).max() > MOST_COLOUR:
+        raise DataError(f"{path}: is in colours, which may be labels. Give a grey mask, white where lungs are")
+    return np.asarray(file.convert("L"))
 
 
 def on_store_grid(mask: NDArray[np.bool_], size: int) -> Grid:

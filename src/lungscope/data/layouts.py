@@ -89,8 +89,7 @@ def find_films(source: Path, layout: str = "auto", *, with_lung_opacity: bool = 
         raise DataError(f"{source} is a folder; for layout 'csv' give the table itself, for example {source}/films.csv")
     root, kind = _root(source, layout)
     if kind == "folder":
-        films, rejected = _from_class(root, root, "")
-        remarks: list[str] = []
+        films, rejected, remarks = _from_class(root, root, "")
     else:
         films, rejected, remarks = _from_classes(root, with_lung_opacity)
     if not films:
@@ -123,7 +122,7 @@ def _from_classes(root: Path, with_lung_opacity: bool) -> tuple[list[Film], list
     folders = sorted(_folders(root), key=lambda p: (order.get(_class_key(p), len(order)), p.name))
     films: list[Film] = []
     rejected: list[Rejected] = []
-    remarks = []
+    remarks: list[str] = []
     for folder in folders:
         known = RADIOGRAPHY_CLASSES.get(_class_key(folder))
         if known is None and _child(folder, "images") is None:
@@ -131,9 +130,10 @@ def _from_classes(root: Path, with_lung_opacity: bool) -> tuple[list[Film], list
         elif known == LUNG_OPACITY and not with_lung_opacity:
             remarks.append(f"{folder.name}/ was left out; take it as a fourth class with --with-lung-opacity.")
         else:
-            found, bad = _from_class(root, folder, known or folder.name)
+            found, bad, said = _from_class(root, folder, known or folder.name)
             films += [replace(film, source=radiography_source(film.label, film.id)) for film in found]
             rejected += bad
+            remarks += said
     return films, rejected, remarks
 
 
@@ -155,11 +155,22 @@ def radiography_source(label: str, stem: str) -> str:
     return GUANGZHOU if children else RSNA
 
 
-def _from_class(root: Path, folder: Path, label: str) -> tuple[list[Film], list[Rejected]]:
-    """Films of `folder`/images (or of `folder` itself), each with its mask of the same stem."""
+def _from_class(root: Path, folder: Path, label: str) -> tuple[list[Film], list[Rejected], list[str]]:
+    """Films of `folder`/images (or of `folder` itself), each with its mask of the same stem; masks without a film; and
+    what was not looked at."""
     images, masks = _child(folder, "images") or folder, _child(folder, "masks")
-    by_stem = {path.stem.lower().removesuffix("_mask"): path for path in _files(masks)} if masks else {}
-    rejected, films = [], []
+    rejected, films, remarks = [], [], []
+    by_stem: dict[str, Path] = {}
+    for path in sorted(_files(masks), key=lambda path: path.stem.lower().endswith("_mask")) if masks else ():
+        stem = path.stem.lower().removesuffix("_mask")
+        if (taken := by_stem.setdefault(stem, path)) != path:
+            reason = f"{taken.name} is that film's mask already"
+            rejected.append(Rejected(path.relative_to(root).as_posix(), "mask", "mask-twice", reason))
+    where = images.relative_to(root).as_posix()
+    if images != folder and (inner := [child.name for child in _folders(images)]):
+        remarks.append(f"Folders in {where}/ are not looked at; move their films up: {', '.join(inner)}.")
+    if images != folder and label and (loose := _files(folder)):
+        remarks.append(f"{len(loose):,} files beside {where}/ are not looked at, the first: {loose[0].name}.")
     for path in _files(images):
         mask = by_stem.pop(path.stem.lower(), None)
         name = path.relative_to(root).as_posix()
@@ -169,7 +180,7 @@ def _from_class(root: Path, folder: Path, label: str) -> tuple[list[Film], list[
     for path in by_stem.values():
         reason = f"a mask without a film of this name in {images.name}/"
         rejected.append(Rejected(path.relative_to(root).as_posix(), "mask", "mask-orphan", reason))
-    return films, rejected
+    return films, rejected, remarks
 
 
 def _from_csv(table: Path) -> Layout:

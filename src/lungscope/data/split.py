@@ -132,6 +132,9 @@ def make_split(
     """
     if abs(sum(fractions) - 1) > 1e-9 or min(fractions) < 0:
         raise DataError(f"fractions must be three numbers >= 0 that add up to 1; got {fractions}")
+    names = [store.name for store in stores]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"two stores are called {', '.join(twice)}. Import one of them with --name")
     films = [(store, i) for store in stores for i in range(len(store.records))]
     if not films:
         raise DataError("nothing to split: the stores hold no films")

@@ -23,11 +23,17 @@ def facts(analyzer: Analyzer, split: list[Path]) -> dict[str, Any]:
         "bundle": analyzer.bundle.name,
         "bundle_version": analyzer.bundle.version,
         "weights": {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights},
-        "split": {path.name: sha256_of(path) for path in split},
+        "split": {name: sha256_of(path) for name, path in zip(_told_apart(split), split, strict=True)},
         "commit": commit(),
         "versions": analyzer.versions,
         "hardware": {**machine(), "device": analyzer.device, "precision": analyzer.precision},
     }
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """Files by name, and by path where several have one name."""
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else path.as_posix() for name, path in zip(names, paths, strict=True)]
 
 
 def split_of_training(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, bool | None]:

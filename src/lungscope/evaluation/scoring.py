@@ -452,23 +452,24 @@ def score_severity(
 
 
 def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
-    """A film as f32 [1 + crops, 2, 32*32], unit rows, whole first: letterboxed as stores hold it, and squashed as some
-    published sets are."""
-    side = max(pixels.shape)
-    forms = [Geometry.letterbox(pixels.shape, side).to_network(pixels), pixels]
-    grey = [np.rint(form * 255).astype(np.uint8)[None] for form in forms]
-    return np.stack([np.concatenate([thumbnails(form, crop) for form in grey]) for crop in (0.0, *CROPS)])
+    """A film as f32 [3 + crops, 32*32], unit rows: with frames left on, letterboxed as stores hold it and squashed as
+    some published sets are; without, whole and by crops."""
+    square = Geometry.letterbox(pixels.shape, max(pixels.shape)).to_network(pixels)
+    boxed, grey = (np.rint(form * 255).astype(np.uint8)[None] for form in (square, pixels))
+    framed = [thumbnails(form, framed=True) for form in (boxed, grey)]
+    return np.concatenate([*framed, *(thumbnails(grey, crop) for crop in (0.0, *CROPS))])
 
 
 def _seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> NDArray[np.bool_]:
-    """Which of N films, f32 [N, 1 + crops, forms, 32*32], are near-duplicates of a film of the train and val parts of
+    """Which of N films, f32 [N, 3 + crops, 32*32], are near-duplicates of a film of the train and val parts of
     `known`."""
     seen = np.zeros(len(thumbs), np.bool_)
     for store, split in known:
         images = store.images[[i for part in ("train", "val") for i in split.select(store, part)]]
-        seen |= (thumbs @ thumbnails(images).T > NEAR_DUPLICATE).any((1, 2, 3))
+        seen |= (thumbs[:, :2] @ thumbnails(images, framed=True).T > NEAR_DUPLICATE).any((1, 2))
+        seen |= (thumbs[:, 2:] @ thumbnails(images).T > NEAR_DUPLICATE).any((1, 2))
         for crop in CROPS:
-            seen |= (thumbs[:, 0] @ thumbnails(images, crop).T > NEAR_DUPLICATE).any((1, 2))
+            seen |= (thumbs[:, 2] @ thumbnails(images, crop).T > NEAR_DUPLICATE).any(1)
     return seen
 
 

@@ -139,7 +139,7 @@ class Segmenter:
                 code="not-finite",
             )
         probability, mask = pool(maps, self._spec.pool, self._spec.threshold, geometry.to_source)
-        right, left, merged = split(mask)
+        right, left, merged = split(mask, geometry.middle)
         mask = right | left
         if np.count_nonzero(mask) < MINIMUM_SHARE * mask.size:
             raise QualityError(
@@ -194,14 +194,14 @@ class _Piece:
         return overlap < min(self.width, other.width) / 2
 
 
-def split(mask: Mask) -> tuple[Mask, Mask, bool]:
+def split(mask: Mask, middle: float | None = None) -> tuple[Mask, Mask, bool]:
     """Clean a raw mask [H, W] and part it into (patient's right, patient's left, were they grown together?), where the
     film is not mirrored: the lung on the image's left comes first.
 
     Holes are filled, and pieces below `SPECK` of the largest are dropped. The two largest pieces that stand side by
     side are the lungs; other pieces go with the nearer one. Where no piece stands beside the largest and that is too
     wide for one lung, it is both: it is cut along the column with the least mask in the middle third of its box. Else
-    one lung is missing, and the film's middle tells which.
+    one lung is missing, and the film's middle tells which: `middle`, a column's edge; None: of the whole grid.
     """
     shape = mask.shape
     pieces = _pieces(mask)
@@ -217,7 +217,7 @@ def split(mask: Mask) -> tuple[Mask, Mask, bool]:
     elif partner is not None:
         cut = (largest.middle + partner.middle) / 2
     else:
-        cut = shape[1] / 2
+        cut = shape[1] / 2 if middle is None else middle
     others = pieces[1:] if merged else pieces
     right = _fill([piece for piece in others if piece.middle < cut], shape)
     left = _fill([piece for piece in others if piece.middle >= cut], shape)

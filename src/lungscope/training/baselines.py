@@ -87,7 +87,8 @@ class Eager:
         with torch.inference_mode():
             maps = [network(image).sigmoid()[0, 0].numpy() for network in self._segmenters]
         settings = self.bundle.segmenter
-        right, left, _ = split(pool(maps, settings.pool, settings.threshold, geometry.to_source)[1])
+        found = pool(maps, settings.pool, settings.threshold, geometry.to_source)[1]
+        right, left, _ = split(found, geometry.middle)
         mask = right | left
         return mask, *lung_view(film.pixels, mask, self._spec.view)
 

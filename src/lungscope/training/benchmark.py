@@ -305,10 +305,10 @@ def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dic
 def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]], lungs: KnownLungs) -> dict[str, Any]:
     """Temperature and conformal sets are fitted on validation, and put into the bundle that is then scored."""
     analyzer = Analyzer(bundle, precision="f32", streams=cores(), find_lungs=lungs)
-    val = _joined([scoring.predict(analyzer, store, split, "val") for store, split in data])
+    val = _joined(analyzer, data, "val")
     temperature, conformal = calibrate(val.logits, val.truth)
     amend_bundle(bundle, temperature=temperature, conformal=conformal)
-    test = _joined([scoring.predict(analyzer, store, split, "test") for store, split in data])
+    test = _joined(analyzer, data, "test")
     plain = {part: scoring.score_predictions(found, 1.0) for part, found in (("val", val), ("test", test))}
     scores = scoring.score_predictions(test, temperature, conformal)
     scores["uncalibrated"] = {name: plain["test"][name] for name in ("log_loss", "brier", "ece")}
@@ -318,7 +318,14 @@ def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]], lungs
     }
 
 
-def _joined(parts: Sequence[scoring.Predictions]) -> scoring.Predictions:
+def _joined(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], part_: str) -> scoring.Predictions:
+    """Predictions of a part of all stores; where there are several, a film's id has its store's name before it."""
+    parts = []
+    for store, split in data:
+        found = scoring.predict(analyzer, store, split, part_)
+        before = f"{store.name}/" if len(data) > 1 else ""
+        failed = [{**row, "id": before + row["id"]} for row in found.failed]
+        parts.append(replace(found, ids=[before + id_ for id_ in found.ids], failed=failed))
     return scoring.Predictions(
         labels=parts[0].labels,
         ids=[id_ for part in parts for id_ in part.ids],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,6 +218,21 @@ def _span(graph: nn.Module, films: NDArray[np.float32], outputs: list[str], name
     return max(1.0, float(output.max() - output.min()))
 
 
+@contextmanager
+def in_place_of(out: Path) -> Iterator[Path]:
+    """Where a bundle's folder is to be made, which takes the place of `out` when the block ends without an error.
+    Raises BundleError where `out` is there and is no bundle."""
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
+        raise BundleError(f"{out} exists and is no bundle (no {MANIFEST}), so it is not replaced. Name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as scratch:
+        folder = Path(scratch) / "bundle"
+        yield folder
+        if out.exists():
+            out.replace(Path(scratch) / "before")  # goes with the scratch folder, once the new one stands
+        folder.replace(out)
+
+
 def export_bundle(
     segmenters: list[Trained],
     classifier: Trained | None,
@@ -241,11 +256,7 @@ def export_bundle(
     pool, threshold: see `SegmenterSpec`. mirror: see `ClassifierSpec`. papers: further text files by name (data card,
     metrics, licence). Raises BundleError where a gate fails.
     """
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
-        raise BundleError(f"{out} exists and is no bundle (no {MANIFEST}), so it is not replaced. Name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as scratch:
-        folder = Path(scratch) / "bundle"
+    with in_place_of(out) as folder:
         folder.mkdir()
         differences: dict[str, Any] = {
             "films": len(films),
@@ -297,9 +308,6 @@ def export_bundle(
         document["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
         Bundle.load(folder)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.replace(out)
     return Bundle.load(out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,22 +65,26 @@ def measure_gates(
     manifest, beside those that were measured elsewhere. Returns the bundle, reloaded.
 
     begin: called with the name of each part of it; what it returns is told how many films are done, and of how many.
+    Raises UsageError for a device that does not exist.
     """
+    Analyzer(bundle, device=device, precision="f32")
     for precision in CAPABILITIES:
         if precision == "f32" or (precision == "int8" and not bundle.offered.quantised):
             continue
-        with suppress(UsageError):  # not native here
+        try:
             Analyzer(bundle, device=device, precision=precision)
-            margin = 0.0
-            if bundle.classifier is not None:
-                told = begin(f"{precision}, margin")
-                margin = find_margin(bundle, precision, data, limit or MARGIN_FILMS, device=device, progress=told)
-            gate, measured = measure_gate(
-                bundle, precision, data, margin=margin, limit=limit, device=device, progress=begin(precision)
-            )
-            section = bundle.manifest.get("precision", {"int8": {}})
-            gates = _gates(bundle) | {precision: gate.to_json() | {"measured": measured}}
-            bundle = amend_bundle(bundle, precision={"int8": section["int8"], "gates": gates})
+        except UsageError:  # not native here
+            continue
+        margin = 0.0
+        if bundle.classifier is not None:
+            told = begin(f"{precision}, margin")
+            margin = find_margin(bundle, precision, data, limit or MARGIN_FILMS, device=device, progress=told)
+        gate, measured = measure_gate(
+            bundle, precision, data, margin=margin, limit=limit, device=device, progress=begin(precision)
+        )
+        section = bundle.manifest.get("precision", {"int8": {}})
+        gates = _gates(bundle) | {precision: gate.to_json() | {"measured": measured}}
+        bundle = amend_bundle(bundle, precision={"int8": section["int8"], "gates": gates})
     return bundle
 
 

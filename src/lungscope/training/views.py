@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.batch import in_order
-from lungscope.bundle import Bundle
-from lungscope.data.store import Store
-from lungscope.errors import InputError
+from lungscope.bundle import Bundle, sha256_of
+from lungscope.data.store import Record, Store
+from lungscope.errors import DataError, InputError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.stages.classification import ViewSpec, lung_view
@@ -80,6 +80,20 @@ def _cut_by(spec: ViewSpec) -> dict[str, Any]:
     return {key: value for key, value in asdict(spec).items() if key != "equalised"}
 
 
+def _same_file(store: Store, record: Record) -> None:
+    """Raises DataError where the film's file can not be read now or is not that which was imported: what became of it
+    must not be remembered of that."""
+    path = store.path_of(record)
+    try:
+        changed = sha256_of(path) != record.sha256
+    except OSError as error:
+        raise DataError(
+            f"{store.name}: {path}: {error.strerror or error}. Bring its folder back, or import again"
+        ) from error
+    if changed:
+        raise DataError(f"{store.name}: {path} is not the file that was imported. Import the store again")
+
+
 def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[str, tuple[Path, Path]]) -> None:
     analyzer = Analyzer(replace(bundle, classifier=None), precision="f32", streams=cores())
     count = len(store.records)
@@ -87,12 +101,16 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
     usable = np.ones(count, np.bool_)
 
     def cut(i: int) -> None:
+        record = store.records[i]
         try:
-            report = analyzer.analyze(store.path_of(store.records[i]))
+            report = analyzer.analyze(store.path_of(record))
         except InputError as error:
+            _same_file(store, record)
             usable[i] = False
-            log.warning("%s: %s", store.records[i].id, error)
+            log.warning("%s: %s", record.id, error)
             return
+        if report.film.source.sha256 != record.sha256:
+            _same_file(store, record)
         for name, spec in specs.items():
             view, _ = lung_view(report.film.pixels, report.lungs.mask, replace(spec, equalised=False))
             arrays[name][i] = np.rint(view * 255)
