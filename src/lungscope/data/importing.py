@@ -169,11 +169,11 @@ def import_films(
             wanted = _fingerprint(found, pool, progress)
             old = _read_log(dest / LOG) if before else []
             same = [entry.key for entry in old] == [entry.key for entry in wanted]
-            again = [entry for entry in old if _may_change(entry)]
-            same = same and all(
-                before is not None and _load(found.origin, entry, before.size, read)[0] == entry for entry in again
+            same = (
+                same and before is not None and (before.name, before.origin, before.size) == (name, found.origin, size)
             )
-            if before and same and (before.name, before.origin, before.size) == (name, found.origin, size):
+            again = [entry for entry in old if same and _may_change(entry)]
+            if same and list(pool.map(lambda entry: _load(found.origin, entry, size, read)[0], again)) == again:
                 notes = _notes(outside, old)
                 if (dest / REJECTED).is_file() and (dest / REJECTED).read_text() == _table(notes):
                     shutil.rmtree(dest / WORK, ignore_errors=True)
