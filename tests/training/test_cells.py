@@ -15,6 +15,7 @@ from lungscope.data.store import Store
 from lungscope.errors import DataError
 from lungscope.evaluation import scoring
 from lungscope.evaluation.benchmark import Cell
+from lungscope.pipeline import Analyzer
 from lungscope.training.benchmark import Bench, _joined
 from lungscope.training.budget import load_budget
 from lungscope.training.engine import Hardware
@@ -28,9 +29,9 @@ def bench(drawn: tuple[Store, Split], tiny: Path, tmp_path: Path) -> Bench:
 
 
 def test_films_of_two_stores_keep_apart_where_they_are_called_the_same(
-    drawn: tuple[Store, Split], monkeypatch: pytest.MonkeyPatch
+    drawn: tuple[Store, Split], tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, split = drawn
+    (store, split), analyzer = drawn, Analyzer(tiny)
     other = replace(store, name="other")
 
     def predicted(analyzer: object, store: Store, split: Split, part: str) -> scoring.Predictions:
@@ -39,10 +40,10 @@ def test_films_of_two_stores_keep_apart_where_they_are_called_the_same(
         return scoring.Predictions(("A", "B"), ["1"], groups, [""], np.zeros(1, np.int64), np.zeros((1, 2)), failed)
 
     monkeypatch.setattr(scoring, "predict", predicted)
-    both = _joined(None, [(store, split), (other, split)], "test")  # type: ignore[arg-type]
+    both = _joined(analyzer, [(store, split), (other, split)], "test")
     assert both.ids == ["drawn/1", "other/1"]
     assert [row["id"] for row in both.failed] == ["drawn/9", "other/9"]
-    assert _joined(None, [drawn], "test").ids == ["1"]  # type: ignore[arg-type]
+    assert _joined(analyzer, [drawn], "test").ids == ["1"]
 
 
 def test_an_ensemble_pools_the_weights_that_its_members_results_are_of(bench: Bench) -> None:

@@ -318,22 +318,22 @@ def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]], lungs
     }
 
 
-def _joined(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], part_: str) -> scoring.Predictions:
+def _joined(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], part: str) -> scoring.Predictions:
     """Predictions of a part of all stores; where there are several, a film's id has its store's name before it."""
-    parts = []
+    all_found = []
     for store, split in data:
-        found = scoring.predict(analyzer, store, split, part_)
+        found = scoring.predict(analyzer, store, split, part)
         before = f"{store.name}/" if len(data) > 1 else ""
         failed = [{**row, "id": before + row["id"]} for row in found.failed]
-        parts.append(replace(found, ids=[before + id_ for id_ in found.ids], failed=failed))
+        all_found.append(replace(found, ids=[before + id_ for id_ in found.ids], failed=failed))
     return scoring.Predictions(
-        labels=parts[0].labels,
-        ids=[id_ for part in parts for id_ in part.ids],
-        groups=[group for part in parts for group in part.groups],
-        sources=[source for part in parts for source in part.sources],
-        truth=np.concatenate([part.truth for part in parts]),
-        logits=np.concatenate([part.logits for part in parts]),
-        failed=[row for part in parts for row in part.failed],
+        labels=all_found[0].labels,
+        ids=[id_ for found in all_found for id_ in found.ids],
+        groups=[group for found in all_found for group in found.groups],
+        sources=[source for found in all_found for source in found.sources],
+        truth=np.concatenate([found.truth for found in all_found]),
+        logits=np.concatenate([found.logits for found in all_found]),
+        failed=[row for found in all_found for row in found.failed],
     )
 
 
