@@ -74,7 +74,7 @@ def test_a_film_that_is_all_frame_is_shown_as_it_is(film: np.ndarray) -> None:
 def test_what_is_masked_leaves_no_trace() -> None:
     film = RANDOM.random((90, 70), dtype=np.float32)
     mask = RANDOM.random(film.shape) < 0.5
-    geometry = Geometry.around(mask, 16, 0.2)
+    geometry = Geometry.around((90, 70), box(mask), 16, 0.2)
     assert geometry.top < 0, "the window reaches beyond the film"
     np.testing.assert_array_equal(geometry.masked(film, mask), geometry.to_network(film * mask))
 
@@ -179,6 +179,11 @@ def test_what_an_aligned_view_says_lies_where_it_was_seen(turn: float) -> None:
     assert set(np.unique(whole)) == {0, 1}, "corners of the window are not in the field of view"
     assert (geometry.at(np.ones((4, 4), np.float32), rows, columns) == whole[:, :9]).all()
     assert geometry.to_source(np.ones((4, 4), np.float32))[mask].min() == 1
+
+
+def test_lungs_are_aligned_alike_whichever_comes_first() -> None:
+    _, right, left = lungs(12, 50, 55, (150, 160))
+    assert Geometry.along(right, left, 64, 0.1) == Geometry.along(left, right, 64, 0.1)
 
 
 def test_one_lung_alone_is_not_turned() -> None:

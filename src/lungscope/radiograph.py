@@ -129,33 +129,40 @@ class Geometry:
         return replace(inner, source_shape=whole.source_shape, top=top, left=left, part=part)
 
     @classmethod
-    def around(cls, mask: NDArray[np.bool_], size: int, margin: float) -> Geometry:
-        """The square around the bounding box of `mask` (bool [H, W], not empty), widened by `margin` of its longer side
-        on each end."""
-        rows, columns = box(mask)
+    def around(cls, shape: tuple[int, int], part: Box, size: int, margin: float) -> Geometry:
+        """The square around a part, not empty, of a film of `shape` [H, W], widened by `margin` of its longer side on
+        each end."""
+        rows, columns = part
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if height == 0:
-            raise ValueError("Geometry.around needs a mask with at least one pixel set")
+            raise ValueError("Geometry.around needs a part with at least one pixel")
         side = max(1, round(max(height, width) * (1 + 2 * margin)))
         top, left = rows.start - (side - height) // 2, columns.start - (side - width) // 2
-        return cls((mask.shape[0], mask.shape[1]), top, left, side, size)
+        return cls(shape, top, left, side, size)
 
     @classmethod
-    def along(cls, right: NDArray[np.bool_], left: NDArray[np.bool_], size: int, margin: float) -> Geometry:
-        """The patient's right and left lung (bool [H, W], not both empty) brought to one pose: turned so that their
-        middles stand level, and stretched so that they fill the field of view, but for `margin` of width and height on
-        each end. With one lung nothing is turned."""
-        mask = right | left
-        outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    def along(cls, one: NDArray[np.bool_], other: NDArray[np.bool_], size: int, margin: float) -> Geometry:
+        """Two lungs (bool [H, W], not both empty) brought to one pose: turned so that their middles stand level, and
+        stretched so that they fill the field of view, but for `margin` of width and height on each end. With one lung
+        nothing is turned."""
+        outlines: list[NDArray[np.generic]] = []
+        middles: list[NDArray[np.float64]] = []
+        for lung in (one, other):
+            rows, columns = box(lung)
+            if rows.stop:
+                part, corner = lung[rows, columns], np.array([columns.start, rows.start])
+                found, _ = cv2.findContours(part.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+                outlines.extend(outline[:, 0] + corner for outline in found)
+                middles.append(_middle(part) + corner)
         if not outlines:
             raise ValueError("Geometry.along needs masks with at least one pixel set")
         tilt = 0.0
-        if right.any() and left.any():
-            (x, y), (other_x, other_y) = map(_middle, (right, left))
+        if len(middles) == 2:
+            (x, y), (other_x, other_y) = sorted(map(tuple, middles))
             tilt = math.radians(np.clip(math.degrees(math.atan2(other_y - y, other_x - x)), -_MOST_TILT, _MOST_TILT))
         turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
         # Outlines run through the middles of pixels, which reach half a pixel further.
-        level = (np.concatenate(outlines)[:, 0] + 0.5) @ turn
+        level = (np.concatenate(outlines) + 0.5) @ turn
         low, high = level.min(axis=0) - 0.5, level.max(axis=0) + 0.5
         extent = (high - low) * (1 + 2 * margin)
         axes = turn * extent
@@ -165,7 +172,7 @@ class Geometry:
         side = int((stop - start).max())
         (a, b), (d, e) = (axes / side).tolist()
         c, f = ((corner - start) / side).tolist()
-        return cls((mask.shape[0], mask.shape[1]), int(start[1]), int(start[0]), side, size, (a, b, c, d, e, f))
+        return cls((one.shape[0], one.shape[1]), int(start[1]), int(start[0]), side, size, (a, b, c, d, e, f))
 
     def to_network(self, grid: NDArray[np.generic]) -> Pixels:
         """Resample a source-grid array [H, W] to f32 [size, size]. A bool mask becomes the share of each cell that is
@@ -364,10 +371,10 @@ def _product(one: Pixels, other: Pixels) -> Pixels:
     return found
 
 
-def _middle(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """x and y of the centre of gravity of a mask that is not empty."""
-    moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
-    return moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
+def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """x and y of the centre of gravity of a mask that is not empty, in pixels from the middle of the first one."""
+    sums = [cv2.reduce(mask.view(np.uint8), axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() for axis in (0, 1)]
+    return np.array([np.average(np.arange(len(each)), weights=each) for each in sums])
 
 
 def _inverse(affine: Affine) -> Affine:

@@ -22,15 +22,16 @@ from lungscope.stages.classification import Classifier, ViewSpec, equalised, lun
 def test_views_hold_only_what_they_may_hold() -> None:
     film, mask = np.full((8, 8), 0.5, np.float32), np.zeros((8, 8), np.bool_)
     mask[2:6, 2:4] = True
+    found = lungs(mask, np.zeros_like(mask))
     for what, inside, outside in (
         ("lungs", 0.5, 0.0),
         ("background", 0.0, 0.5),
         ("image", 0.5, 0.5),
         ("outline", 1.0, 0.0),
     ):
-        view, _ = lung_view(film, mask, ViewSpec(what, False, 0.0, 8))
+        view, _ = lung_view(film, found, ViewSpec(what, False, 0.0, 8))
         np.testing.assert_allclose(view, np.where(mask, np.float32(inside), np.float32(outside)))
-    view, geometry = lung_view(film, mask, ViewSpec("lungs", True, 0.0, 4))
+    view, geometry = lung_view(film, found, ViewSpec("lungs", True, 0.0, 4))
     assert (geometry.top, geometry.left, geometry.side) == (2, 1, 4)
     np.testing.assert_allclose(view, [[0, 0.5, 0.5, 0]] * 4)
 
@@ -45,9 +46,10 @@ def test_equalised_views_have_the_same_greys_whatever_the_exposure() -> None:
     assert not equalised(np.zeros((4, 4), np.uint8)).any()
     film, mask = draw(), np.zeros((240, 200), np.bool_)
     mask[60:180, 30:90] = True
+    pair = lungs(mask, np.zeros_like(mask))
     spec = ViewSpec("lungs", True, 0.05, 64)
     plain, even = (
-        lung_view(radiograph(film).pixels[:240, :200], mask, s)[0] for s in (spec, replace(spec, equalised=True))
+        lung_view(radiograph(film).pixels[:240, :200], pair, s)[0] for s in (spec, replace(spec, equalised=True))
     )
     assert (
         even.dtype == np.float32

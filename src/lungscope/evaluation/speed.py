@@ -153,11 +153,11 @@ def _ideal(bundle: Bundle, calls: Mapping[str, int], graphs: Mapping[str, Any]) 
 
 def _preprocessing(bundle: Bundle, report: Report) -> dict[str, Callable[[], Any]]:
     """What stands before a network inside its stage, by stage."""
-    pixels, mask = report.film.pixels, report.lungs.mask
-    geometry = Geometry.of_film(report.film.pixels, bundle.segmenter.size)
+    pixels = report.film.pixels
+    geometry = Geometry.of_film(pixels, bundle.segmenter.size)
     work: dict[str, Callable[[], Any]] = {"segmentation, preprocess": partial(geometry.to_network, pixels)}
     if bundle.classifier is not None:
-        work["classification, preprocess"] = partial(lung_view, pixels, mask, bundle.classifier.view)
+        work["classification, preprocess"] = partial(lung_view, pixels, report.lungs, bundle.classifier.view)
     return work
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lungscope.errors import LungscopeError
 from lungscope.radiograph import Geometry, Pixels, Radiograph
-from lungscope.stages.segmentation import LungMask, split
+from lungscope.stages.segmentation import LungMask
 
 if TYPE_CHECKING:
     from lungscope.runtime import Network, Weights
@@ -43,22 +43,22 @@ class ViewSpec:
     aligned: bool = False
 
 
-def lung_view(pixels: Pixels, mask: NDArray[np.bool_], spec: ViewSpec) -> tuple[Pixels, Geometry]:
-    """Cut a classifier's input f32 [size, size] in 0..1 out of a film [H, W] and its lungs [H, W].
+def lung_view(pixels: Pixels, lungs: LungMask, spec: ViewSpec) -> tuple[Pixels, Geometry]:
+    """Cut a classifier's input f32 [size, size] in 0..1 out of a film [H, W] and its lungs.
 
     Pixels are blacked out on the film's own grid, before resampling, so that no trace of them is averaged in.
     """
+    height, width = pixels.shape
     if not spec.crop:
-        geometry = Geometry.letterbox(mask.shape, spec.size)
+        geometry = Geometry.letterbox((height, width), spec.size)
     elif spec.aligned:
-        right, left, _ = split(mask)
-        geometry = Geometry.along(right, left, spec.size, spec.margin)
+        geometry = Geometry.along(lungs.right, lungs.left, spec.size, spec.margin)
     else:
-        geometry = Geometry.around(mask, spec.size, spec.margin)
+        geometry = Geometry.around((height, width), lungs.box, spec.size, spec.margin)
     if spec.input in ("image", "outline"):
-        view = geometry.to_network(pixels if spec.input == "image" else mask)
+        view = geometry.to_network(pixels if spec.input == "image" else lungs.mask)
     else:
-        view = geometry.masked(pixels, mask if spec.input == "lungs" else ~mask)
+        view = geometry.masked(pixels, lungs.mask if spec.input == "lungs" else ~lungs.mask)
     if spec.equalised:
         view = equalised(np.rint(view * 255).astype(np.uint8)).astype(np.float32) / np.float32(255)
     return view, geometry
@@ -185,7 +185,7 @@ class Classifier:
     def classify(self, film: Radiograph, lungs: LungMask) -> Classification:
         """Classify a film by its lungs. Raises LungscopeError if the network answers with NaN or infinity."""
         spec = self._spec
-        image, geometry = lung_view(film.pixels, lungs.mask, spec.view)
+        image, geometry = lung_view(film.pixels, lungs, spec.view)
         logits, cam = self._answer(image)
         mirrored = lead(logits) < spec.mirror
         if mirrored:

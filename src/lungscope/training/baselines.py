@@ -18,7 +18,7 @@ from lungscope.radiograph import Geometry, Pixels
 from lungscope.readers import read
 from lungscope.runtime import Weights
 from lungscope.stages.classification import lead, lung_view
-from lungscope.stages.segmentation import Mask, pool, split
+from lungscope.stages.segmentation import LungMask, Mask, pool, split
 from lungscope.training.networks import CLASSIFIERS, SEGMENTERS, build_classifier, build_segmenter
 from lungscope.training.weights import load_weights
 
@@ -87,10 +87,10 @@ class Eager:
         with torch.inference_mode():
             maps = [network(image).sigmoid()[0, 0].numpy() for network in self._segmenters]
         settings = self.bundle.segmenter
-        found = pool(maps, settings.pool, settings.threshold, geometry.to_source)[1]
+        probability, found = pool(maps, settings.pool, settings.threshold, geometry.to_source)
         right, left, _ = split(found, geometry.middle)
-        mask = right | left
-        return mask, *lung_view(film.pixels, mask, self._spec.view)
+        lungs = LungMask(right | left, probability, left, right, film.spacing_mm, None, ())
+        return lungs.mask, *lung_view(film.pixels, lungs, self._spec.view)
 
 
 def graphs(bundle: Bundle) -> dict[str, Callable[[Path], Callable[[Pixels], Any]]]:

@@ -101,7 +101,7 @@ def calibration_images(bundle: Bundle, data: Sequence[tuple[Store, Split]], film
             geometry = Geometry.of_film(report.film.pixels, bundle.segmenter.size)
             whole.append(geometry.to_network(report.film.pixels))
             if bundle.classifier is not None and record.label in bundle.classifier.labels:
-                cut.append(lung_view(report.film.pixels, report.lungs.mask, bundle.classifier.view)[0])
+                cut.append(lung_view(report.film.pixels, report.lungs, bundle.classifier.view)[0])
     if not whole or (bundle.classifier is not None and not cut):
         raise DataError(
             "No film of the training parts can be used to quantise with. Name a store that has labelled ones"

@@ -112,7 +112,7 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
         if report.film.source.sha256 != record.sha256:
             _same_file(store, record)
         for name, spec in specs.items():
-            view, _ = lung_view(report.film.pixels, report.lungs.mask, replace(spec, equalised=False))
+            view, _ = lung_view(report.film.pixels, report.lungs, replace(spec, equalised=False))
             arrays[name][i] = np.rint(view * 255)
 
     for done, _ in enumerate(in_order(cut, range(count)), 1):
