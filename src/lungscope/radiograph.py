@@ -25,9 +25,9 @@ _LARGE = 2**20
 #: Degrees by which a film is turned at most, so that both lungs stand level. Where they lie further apart it is not for
 #: how the patient stood.
 _MOST_TILT = 20.0
-#: How bright black may be, and how dark white, for what JPEG leaves beside an edge; and what share of a line of a frame
-#: may be otherwise, for a side marker.
-_BLACK, _MARKED = 10 / 255, 0.02
+#: How bright the black of a frame may be, and how dark its white, for what JPEG leaves beside an edge; how far from a
+#: grey what is of it may be; and what share of a line may be otherwise, for a side marker.
+_BLACK, _EVEN, _MARKED = 10 / 255, 2 / 255, 0.02
 #: How many rows of a shrunk film are computed together: so few that their part of the film stays in a core's cache.
 _TOGETHER = 4
 #: And of a grown map.
@@ -117,8 +117,8 @@ class Geometry:
 
     @classmethod
     def of_film(cls, pixels: Pixels, size: int) -> Geometry:
-        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the black or white frames that a
-        collimator or a program may have put around it (`without_frame`)."""
+        """`letterbox` of what of a film, f32 [H, W] in 0..1, is left without the frames that a collimator or a
+        program may have put around it (`without_frame`)."""
         whole = cls.letterbox((pixels.shape[0], pixels.shape[1]), size)
         part = without_frame(pixels)
         if part is None:
@@ -335,8 +335,8 @@ class Geometry:
 
 
 def without_frame(pixels: Pixels) -> Box | None:
-    """What of a film, f32 [H, W] in 0..1, is left without rows and columns at its edges that are black, or white, but
-    for `_MARKED` of them; None where there are none, or nothing else."""
+    """What of a film, f32 [H, W] in 0..1, is left without rows and columns at its edges that are black, white, or of
+    one grey, but for `_MARKED` of them; None where there are none, or nothing else."""
     height, width = pixels.shape
     top, bottom, left, right, before = 0, height, 0, width, (0, 0, 0, 0)
     while before != (top, bottom, left, right):  # a frame may lie in another
@@ -353,12 +353,22 @@ def without_frame(pixels: Pixels) -> Box | None:
 
 
 def _frame(lines: Pixels) -> int:
-    """How many lines of pixels [N, L] are black or white before the first one that is not."""
+    """How many lines of pixels [N, L] are black, white or of one grey before the first one that is not. Grey ones count
+    where an edge ends them, which more than half of that line is past: a body may be even, too."""
+    sure = 0
     for number, line in enumerate(lines):
         most = _MARKED * len(line)
-        if np.count_nonzero(line > _BLACK) > most and np.count_nonzero(line < 1 - _BLACK) > most:
-            return number
+        if np.count_nonzero(line > _BLACK) <= most or np.count_nonzero(line < 1 - _BLACK) <= most:
+            sure = number + 1
+        elif _unlike(line, line) > most:
+            edge = number > sure and _unlike(line, lines[number - 1]) > len(line) / 2
+            return number if edge else sure
     return len(lines)
+
+
+def _unlike(line: Pixels, other: Pixels) -> int:
+    """How many pixels of a line are not of the grey that another one is of."""
+    return int(np.count_nonzero(np.abs(line - np.median(other)) > _EVEN))
 
 
 def _product(one: Pixels, other: Pixels) -> Pixels:

@@ -24,7 +24,7 @@ from lungscope.stages.classification import ViewSpec, lung_view
 log = logging.getLogger(__name__)
 
 #: One more with every change of how code finds lungs or cuts views, so that those of before are cut again.
-FOUND_BY = 2
+FOUND_BY = 3
 
 
 @dataclass(frozen=True)
