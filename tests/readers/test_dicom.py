@@ -19,7 +19,6 @@ from tests.corpus import WRITERS, as_integers, draw_chest, jpeg_lossless, make_d
 from lungscope.errors import UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Radiograph
 from lungscope.readers import read
-from lungscope.readers.common import MAX_BYTES
 from lungscope.readers.dicom import DECODERS, _jpeg_2000, _look_up, grey_scale
 from lungscope.stages.quality import inspect
 
@@ -269,16 +268,27 @@ def test_every_decoder_that_is_named_is_installed() -> None:
             assert plugin in get_decoder(uid.UID(syntax)).available_plugins, syntax
 
 
-def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["whole", "group length 0", "group length 2 ** 31", "no preamble"])
+def test_a_deflate_bomb_is_refused(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_dicom(make_dicom(RAMP), tmp_path / "film.dcm", uid.DeflatedExplicitVRLittleEndian)
     data = path.read_bytes()
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     start = 144 + int.from_bytes(data[140:144], "little")
-    zeros, bomb = bytes(2**24), [data[:start]]
-    bomb += [deflater.compress(zeros) for _ in range(MAX_BYTES // len(zeros) + 2)] + [deflater.flush()]
-    path.write_bytes(b"".join(bomb))
+    monkeypatch.setattr("lungscope.readers.dicom.MAX_BYTES", 2**20)
+    body = deflated(inflated(data[start:]) + bytes(2**20))
+    lengths = {"group length 0": 0, "group length 2 ** 31": 2**31}
+    length = lengths.get(form, start - 144).to_bytes(4, "little")
+    path.write_bytes(data[132 * (form == "no preamble") : 140] + length + data[144:start] + body)
     with pytest.raises(UnsupportedImageError, match="inflates"):
         read(path)
+
+
+def inflated(data: bytes) -> bytes:
+    return zlib.decompress(data, -zlib.MAX_WBITS)
+
+
+def deflated(data: bytes) -> bytes:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return deflater.compress(data) + deflater.flush()
 
 
 def test_the_real_chest_film_of_nema_is_upright_in_all_its_forms() -> None:

@@ -142,8 +142,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 
 def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
-    _check_deflated(data, name)
-    ds = dcmread(BytesIO(data), force=True)
+    ds = dcmread(_File(data, name), force=True)
     _check_kind(ds, name)
     if "PixelData" not in ds:
         raise UnreadableFileError(f"{name}: is a DICOM file without pixels, or was cut short. Export the film again.")
@@ -199,16 +198,27 @@ def grey_scale(ds: Dataset) -> tuple[Pixels, str]:
     return np.clip(shades, 0, 1).astype(np.float32), how
 
 
+class _File(BytesIO):
+    """A file for pydicom, which reads all that is left in one go only to inflate it (PS3.5 A.5), without a limit."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name = name
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises UnsupportedImageError where what is read without a size inflates to more than MAX_BYTES."""
+        data = super().read(size)
+        if size is None or size < 0:
+            with suppress(zlib.error):  # pydicom says what is wrong
+                _check_deflated(data, self._name)
+        return data
+
+
 def _check_deflated(data: bytes, name: str) -> None:
-    """Refuse a deflated data set (PS3.5 A.5) that grows beyond MAX_BYTES, before pydicom inflates all of it."""
-    # PS3.10 7.1: the first element of the file meta information is its group length, at a fixed place.
-    start = 144 + int.from_bytes(data[140:144], "little")
-    if uid.DeflatedExplicitVRLittleEndian.encode() not in data[144:start]:
-        return
-    inflater, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), data[start:], 0
-    while rest and not inflater.eof:
-        size += len(inflater.decompress(rest, 2**24))
-        rest = inflater.unconsumed_tail
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while data and not inflater.eof:
+        size += len(inflater.decompress(data, 2**24))
+        data = inflater.unconsumed_tail
         if size > MAX_BYTES:
             raise UnsupportedImageError(f"{name}: inflates to more than {MAX_BYTES:,} bytes. Give a single film.")
 
