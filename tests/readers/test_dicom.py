@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from pathlib import Path
 
 import cv2
+import jpeg_ls
 import numpy as np
 import pydicom.uid as uid
 import pytest
@@ -232,6 +234,88 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tmp_path: 
         path.write_bytes(data.replace(rows + b"\x50\x00", rows + b"\x40\x00"))
         with pytest.raises(UnreadableFileError, match=r"96 x 64.*\(96, 80\)"):
             read(path)
+
+
+def announce(columns: int, rows: int) -> bytes:
+    """What begins a JPEG 2000 codestream of that size and one component of 8 bits (ISO 15444-1 A.5.1)."""
+    sizes = (columns, rows, 0, 0, columns, rows, 0, 0)
+    return b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">8I", *sizes) + b"\0\x01\x07\x01\x01"
+
+
+def comment(text: bytes) -> bytes:
+    return b"\xff\xfe" + struct.pack(">H", 2 + len(text)) + text
+
+
+def sof(columns: int, rows: int) -> bytes:
+    """A JPEG's frame header of one component of 8 bits (ISO 10918-1 B.2.2)."""
+    return b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, rows, columns, 1) + b"\x01\x11\0"
+
+
+LARGE = np.zeros((256, 320), np.uint8)
+JPEG = cv2.imencode(".jpg", LARGE)[1].tobytes()
+JP2 = cv2.imencode(".jp2", LARGE)[1].tobytes()
+J2K = JP2[JP2.index(b"\xff\x4f\xff\x51") :]
+JPEG_LS = bytes(jpeg_ls.encode(LARGE))
+# A box of a kind that is passed over, with a codestream in it that is none.
+BOX = struct.pack(">I", 8 + len(announce(64, 64))) + b"free" + announce(64, 64)
+
+
+#: Transfer syntax, what follows in the Basic Offset Table, and the frame.
+DECOYS = {
+    "comment in JPEG": (uid.JPEGBaseline8Bit, b"", JPEG[:2] + comment(announce(64, 64)) + JPEG[2:]),
+    "second header in JPEG": (uid.JPEGBaseline8Bit, b"", JPEG[:2] + sof(64, 64) + JPEG[2:]),
+    "marker without a length": (uid.JPEGBaseline8Bit, b"", JPEG[:2] + b"\xff\xd0\xff\xfe" + JPEG + sof(64, 64)),
+    "marker of JPEG-LS": (uid.JPEGBaseline8Bit, b"", JPEG[:2] + b"\xff\xf7" + sof(64, 64)[2:] + JPEG[2:]),
+    "comment in JPEG-LS": (uid.JPEGLSLossless, b"", JPEG_LS[:2] + comment(announce(64, 64)) + JPEG_LS[2:]),
+    "table before JPEG-LS": (uid.JPEGLSLossless, announce(64, 64), JPEG_LS),
+    "table before JPEG 2000": (uid.JPEG2000Lossless, announce(64, 64), J2K),
+    "box before JPEG 2000": (uid.JPEG2000Lossless, b"", JP2[:32] + BOX + JP2[32:]),
+}
+
+
+@pytest.mark.parametrize("decoy", DECOYS)
+def test_a_size_is_looked_for_where_the_decoder_finds_it(
+    tmp_path: Path, decoy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else in the file looks like a size of 64 x 64 is none; nothing is decoded."""
+    syntax, table, frame = DECOYS[decoy]
+    ds = make_dicom(np.zeros((64, 64), np.uint8), 8)
+    items = [bytes(4) + table if table else b"", frame]
+    items = [item + bytes(-len(item) % 4) for item in items]
+    ds.PixelData = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(item)) + item for item in items)
+    ds.PixelData += b"\xfe\xff\xdd\xe0\0\0\0\0"
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    for decoder in ("get_decoder", "_jpeg_2000", "lossless.decode"):
+        monkeypatch.setattr(f"lungscope.readers.dicom.{decoder}", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UnreadableFileError, match=r"\(320, 256\)|do not begin with how many pixels"):
+        read(tmp_path / "film.dcm")
+
+
+def test_an_extended_offset_table_leads_to_no_other_frame(tmp_path: Path) -> None:
+    ds = make_dicom(np.zeros((64, 64), np.uint8), 8)
+    small = cv2.imencode(".jpg", np.zeros((64, 64), np.uint8))[1].tobytes()
+    hidden = comment(JPEG)
+    frame = small[:2] + hidden + small[2:]
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].is_undefined_length = True
+    ds.ExtendedOffsetTable = struct.pack("<Q", len(small[:2] + hidden) - len(JPEG))
+    ds.ExtendedOffsetTableLengths = struct.pack("<Q", len(JPEG))
+    ds.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    assert read(tmp_path / "film.dcm").shape == (64, 64)
+
+
+def test_a_jpeg_2000_file_in_the_place_of_a_codestream_is_read(tmp_path: Path) -> None:
+    stored = as_integers(draw_chest(64, 72, np.random.default_rng(2)), 8).astype(np.uint8)
+    ds = make_dicom(stored, 8)
+    whole = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    ds.PixelData = encapsulate([cv2.imencode(".jp2", stored, whole)[1].tobytes()])
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+    ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    assert read(tmp_path / "film.dcm").pixels == pytest.approx(stored / 255, abs=1e-6)
 
 
 def test_values_that_do_not_fill_the_low_bits_are_refused(tmp_path: Path) -> None:

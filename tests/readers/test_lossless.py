@@ -40,6 +40,12 @@ def test_a_file_of_another_maker() -> None:
 DIGEST = "36e27e4f1e87a7d50407463323ddc3736736ecff35eb4e4a4c1b74646938835d"
 
 
+def test_fill_bytes_before_a_marker_are_passed_over() -> None:
+    stored = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    stream = jpeg_lossless(stored, 8)
+    assert np.array_equal(decode(stream[:2] + b"\xff\xff" + stream[2:]), stored)
+
+
 def test_broken_streams_raise_and_nothing_else() -> None:
     whole = jpeg_lossless(as_integers(draw_chest(30, 30, np.random.default_rng(0)), 12), 12)
     for cut in range(2, len(whole) - 4, 61):

@@ -117,6 +117,13 @@ KEYWORDS = (
 
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 _NATIVE = ("", "pydicom")
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+_JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
+#: Markers of JPEG before its scan: SOF0..SOF15 without DHT, JPG and DAC; DHT, DAC, DQT, DRI, APPn, COM. JPEG-LS has
+#: SOF55 and LSE as well.
+_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_TABLES = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
+_SOF_LS, _TABLES_LS = {0xF7}, {*_TABLES, 0xF8}
 
 Values = NDArray[np.float64]
 
@@ -272,21 +279,19 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
             f"{name}: its compression, {syntax.name} ({syntax}) of {bits} bits, is not read. Send it "
             "uncompressed or as JPEG Lossless, JPEG-LS, JPEG 2000 or RLE (for example with dcmtk or gdcmconv --raw)."
         )
-    if syntax.is_encapsulated and (size := _codestream_size(ds.PixelData)) not in (None, (ds.Columns, ds.Rows)):
-        raise UnreadableFileError(
-            f"{name}: its header says {ds.Columns} x {ds.Rows} pixels, its compressed data {size}. Export it again."
-        )
     plugin = DECODERS[syntax]
-    frame = get_frame(ds.PixelData, 0, number_of_frames=1) if syntax.is_encapsulated else b""
+    frame = _frame(ds, name) if syntax.is_encapsulated else b""
     if plugin == "own":
         array: NDArray[Any] = lossless.decode(frame)
-    elif syntax in (uid.JPEG2000Lossless, uid.JPEG2000) and ds.PixelRepresentation == 0 and _is_unsigned_grey(frame):
+    elif syntax in (uid.JPEG2000Lossless, uid.JPEG2000) and ds.PixelRepresentation == 0 and _is_unsigned(frame):
         array = _jpeg_2000(frame)
     else:
         # Uncompressed ones are looked up where they lie; what is in unused bits does not matter (`_decode`).
         options: Any = {} if plugin else {"view_only": True, "correct_unused_bits": False}
         array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **options)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.shape != (ds.Rows, ds.Columns):
+        raise ValueError(f"{ds.Rows} rows of {ds.Columns} pixels came out as {array.shape}")
     codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
     if plugin not in _NATIVE and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:
         raise UnreadableFileError(
@@ -295,10 +300,31 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
     return codes
 
 
-def _is_unsigned_grey(codestream: bytes) -> bool:
-    """Whether a JPEG 2000 codestream has one component, of 8 to 16 unsigned bits (ISO 15444-1 A.5.1: Csiz, Ssiz)."""
-    start = codestream.find(b"\xff\x4f\xff\x51", 0, 2**16)
-    return start >= 0 and codestream[start + 40 : start + 42] == b"\x00\x01" and 8 <= codestream[start + 42] + 1 <= 16
+def _frame(ds: Dataset, name: str) -> bytes:
+    """The one compressed frame, whose own header promises as many pixels as that of the film."""
+    # Of one frame it says nothing that is needed, and pydicom would go by it to other bytes than are looked at here.
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        ds.pop(keyword, None)
+    frame, syntax = get_frame(ds.PixelData, 0, number_of_frames=1), _transfer_syntax(ds)
+    if syntax == uid.RLELossless:  # has no size of its own
+        return frame
+    size = _jpeg_2000_size(frame) if syntax in _JPEG_2000 else _jpeg_size(frame, syntax in _JPEG_LS)
+    if size is None:
+        raise UnreadableFileError(
+            f"{name}: its compressed data do not begin with how many pixels of one grey they hold, as {syntax.name} "
+            "does. Export it again."
+        )
+    if size != (ds.Columns, ds.Rows):
+        raise UnreadableFileError(
+            f"{name}: its header says {ds.Columns} x {ds.Rows} pixels, its compressed data {size}. Export it again."
+        )
+    return frame
+
+
+def _is_unsigned(frame: bytes) -> bool:
+    """Whether the samples of a JPEG 2000 frame have 8 to 16 unsigned bits (ISO 15444-1 A.5.1: Ssiz)."""
+    start = _siz(frame)
+    return start is not None and 8 <= frame[start + 40] + 1 <= 16
 
 
 def _jpeg_2000(codestream: bytes) -> NDArray[Any]:
@@ -319,26 +345,61 @@ def _transfer_syntax(ds: Dataset) -> uid.UID:
     return uid.UID(syntax)
 
 
-def _codestream_size(pixel_data: bytes) -> tuple[int, int] | None:
-    """(columns, rows) that the first JPEG, JPEG-LS or JPEG 2000 codestream announces; None for others.
+# Codecs allocate by the size that a codestream announces, so a small file could claim any amount of memory behind an
+# honest DICOM header. It is looked for where they find it and nowhere else.
 
-    Codecs allocate by it, so a small file could claim any amount of memory behind an honest DICOM header.
+
+def _jpeg_size(frame: bytes, is_ls: bool) -> tuple[int, int] | None:
+    """(columns, rows) of a JPEG or JPEG-LS frame of one component; None where it is none.
+
+    ISO 10918-1 B.2 and ISO 14495-1 C.2: before the scan come tables, and once the frame's own header.
     """
-
-    def number(offset: int, length: int) -> int:
-        return int.from_bytes(pixel_data[offset : offset + length], "big")
-
-    # ISO 15444-1 A.5.1: SOC and SIZ, then 4 bytes, then the far and after it the near corner of the image.
-    if (start := pixel_data.find(b"\xff\x4f\xff\x51", 0, 2**16)) >= 0:
-        return number(start + 8, 4) - number(start + 16, 4), number(start + 12, 4) - number(start + 20, 4)
-    # ISO 10918-1 B.2.2 and ISO 14495-1 C.2.2: the frame header is one of SOF0..SOF15 (but not DHT, JPG, DAC), or SOF55.
-    offset = pixel_data.find(b"\xff\xd8\xff", 0, 2**16) + 2
-    while offset >= 2 and offset + 9 <= len(pixel_data) and pixel_data[offset] == 0xFF:
-        marker = pixel_data[offset + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return number(offset + 7, 2), number(offset + 5, 2)
-        offset += 1 if marker == 0xFF else 2 + number(offset + 2, 2)
+    size, offset = None, 2
+    headers, tables = (_SOF_LS, _TABLES_LS) if is_ls else (_SOF, _TABLES)
+    while frame.startswith(b"\xff\xd8") and offset + 4 <= len(frame) and frame[offset] == 0xFF:
+        marker, length = frame[offset + 1], _number_at(frame, offset + 2, 2)
+        if marker == 0xFF:  # fill
+            offset += 1
+            continue
+        if marker == 0xDA:
+            return size
+        if marker in headers and size is None and frame[offset + 9 : offset + 10] == b"\x01":
+            size = _number_at(frame, offset + 7, 2), _number_at(frame, offset + 5, 2)
+        elif marker not in tables:
+            return None
+        if length < 2:
+            return None
+        offset += 2 + length
     return None
+
+
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int] | None:
+    """(columns, rows) of a JPEG 2000 frame of one component; None where it is none."""
+    start = _siz(frame)
+    # ISO 15444-1 A.5.1: the far and the near corner of the image, then those of a tile, then how many components.
+    if start is None or frame[start + 38 : start + 40] != b"\x00\x01":
+        return None
+    right, bottom, left, top = (_number_at(frame, start + at, 4) for at in (6, 10, 14, 18))
+    return right - left, bottom - top
+
+
+def _siz(frame: bytes) -> int | None:
+    """Where a JPEG 2000 frame has its SIZ marker: behind SOC, at once or in the first codestream box of a JP2 file."""
+    start = 0
+    if frame[4:8] == b"jP  ":  # ISO 15444-1 I.4: each box has its length, its type and perhaps a longer length
+        while (kind := frame[start + 4 : start + 8]) != b"jp2c":
+            length, least = _number_at(frame, start, 4), 8
+            if length == 1:
+                length, least = _number_at(frame, start + 8, 8), 16
+            if length < least or not kind:
+                return None
+            start += length
+        start += 16 if _number_at(frame, start, 4) == 1 else 8
+    return start + 2 if frame.startswith(b"\xff\x4f\xff\x51", start) and start + 43 <= len(frame) else None
+
+
+def _number_at(data: bytes, offset: int, length: int) -> int:
+    return int.from_bytes(data[offset : offset + length], "big")
 
 
 def _rescale(stored: NDArray[np.int_], ds: Dataset) -> Values:

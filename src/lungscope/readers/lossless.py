@@ -59,6 +59,9 @@ def _parse(stream: bytes) -> tuple[_Header, int]:
     if stream[:2] != b"\xff\xd8":
         raise ValueError("a JPEG begins with FF D8")
     while offset + 4 <= len(stream):
+        if stream[offset : offset + 2] == b"\xff\xff":  # fill (B.1.1.2)
+            offset += 1
+            continue
         marker, length = stream[offset + 1], int.from_bytes(stream[offset + 2 : offset + 4], "big")
         body = stream[offset + 4 : offset + 2 + length]
         if stream[offset] != 0xFF or len(body) != length - 2:
