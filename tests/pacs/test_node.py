@@ -269,6 +269,41 @@ def test_a_delivery_that_breaks_the_destination_holds_up_no_other(
         assert picky.taken == ["P1"] * len(KINDS) + ["P2"] * len(KINDS)
 
 
+def test_deliveries_that_break_the_destination_hold_up_no_other_however_many(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picky = Picky()
+    monkeypatch.setitem(globals(), "destination", lambda *arguments, **options: picky)
+    bad = 2 * node_module.FIRST_ONES
+    with run("picky") as node:
+        send(node.port, [film(number, PatientID="P0") for number in range(bad)])
+        node.settled(results=bad)
+        send(node.port, [film(bad, PatientID="P1")])
+        node.settled(results=bad, sent=1)
+    assert picky.taken == ["P1"] * len(KINDS)
+
+
+def test_a_destination_that_is_away_is_asked_by_a_few_at_a_time(
+    analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "FIRST_PAUSE", 60)
+    spool, picky, tried = Spool(tmp_path / "spool"), Picky(), []
+    for number in range(4):
+        key, _ = spool.receive(f"1.2.{number}", b"a film")
+        spool.release(key)
+        waits = spool.take()
+        assert waits is not None
+        spool.keep(waits, {"lungs": encode(film(number, PatientID="P0"))}, {})
+    node = Node(spool, analyzer, picky)
+    monkeypatch.setattr(picky, "connect", lambda items: tried.append(items[0].SOPInstanceUID) or Picky().connect(items))
+    for round_ in (3, 4):
+        with pytest.raises(DeliveryError):
+            node._deliver_due()
+        assert tried == [film(number).SOPInstanceUID for number in range(round_)]
+    assert not node._deliver_due(), "all of them wait"
+    spool.close()
+
+
 @pytest.mark.parametrize("times", [1, 2, 4])
 def test_a_disk_that_fails_at_any_step(
     analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int

@@ -135,7 +135,7 @@ class Node:
             try:
                 found = step()
             except (DeliveryError, *FAULTS) as error:
-                LOGGER.error("%s (again in %.0f s)", _words(error), pause)
+                LOGGER.error("%s (pause of %.0f s)", _words(error), pause)
                 self._metrics.pauses.labels(_code(error)).inc()
             else:
                 pause = FIRST_PAUSE
@@ -213,7 +213,8 @@ class Node:
 
     def _deliver_due(self) -> bool:
         """Send every delivery that is due. False where none is. Raises DeliveryError where the destination is away: the
-        first ones fail, and none gets through. One that fails among others waits alone."""
+        first ones fail, and none gets through. Each that fails waits alone, so that the next round begins with others.
+        """
         due = [path for path in self._spool.deliveries() if self._waits.get(path.name, (0, 0, 0))[0] <= monotonic()]
         failed: dict[Path, Exception] = {}
         through = False
@@ -232,13 +233,13 @@ class Node:
             except (DeliveryError, *FAULTS) as error:
                 failed[delivery] = error
                 if not through and len(failed) == FIRST_ONES:
-                    raise
+                    break
             except Exception as error:  # an object that was altered on the disk; the others are none the worse for it
                 self._refused(delivery, RefusedError(f"{type(error).__name__}: {error}", code="internal"))
         for delivery, reason in failed.items():
-            if not through:
-                raise reason
             self._later(delivery, reason)
+        if failed and not through:
+            raise next(iter(failed.values()))
         return bool(due)
 
     def _deliver(self, delivery: Path) -> None:
