@@ -189,6 +189,26 @@ def test_padding_is_black_whatever_the_polarity(tmp_path: Path) -> None:
         assert not out[90:101].any() and out[89] > 0 and out[101] > 0
 
 
+def test_padding_may_be_written_without_the_sign_of_the_pixels(tmp_path: Path) -> None:
+    signed = (RAMP.astype(np.int32) - 2048).astype(np.int16)
+    for value in (-2000, 2**16 - 2000):
+        ds = make_dicom(signed)
+        ds.add_new("PixelPaddingValue", "SS" if value < 0 else "US", value)
+        out = read(save_dicom(ds, tmp_path / "film.dcm"))
+        assert out.pixels.ravel()[48] == 0 and out.pixels.ravel()[[47, 49]].all()
+        assert out.source.tags["GreyScale"].endswith("padding -2000 to -2000 as 0")
+    ds = make_dicom(np.full((64, 64), 65535, np.uint16), 16)
+    ds.add_new("PixelPaddingValue", "SS", -1)
+    assert not read(save_dicom(ds, tmp_path / "film.dcm")).pixels.any()
+
+
+def test_an_empty_limit_of_padding_is_none(tmp_path: Path) -> None:
+    ds = make_dicom(RAMP, PixelPaddingValue=100)
+    ds.add_new("PixelPaddingRangeLimit", "US", None)
+    out = read(save_dicom(ds, tmp_path / "film.dcm")).pixels.ravel()
+    assert out[100] == 0 and out[[99, 101]].all()
+
+
 def test_overlay_bits_above_bits_stored_are_no_part_of_the_value(tmp_path: Path) -> None:
     assert film(tmp_path, RAMP | 0x8000).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
 

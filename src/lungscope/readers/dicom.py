@@ -198,11 +198,21 @@ def grey_scale(ds: Dataset) -> tuple[Pixels, str]:
     shape = _text(ds.get("PresentationLUTShape")).upper()
     if ds.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE":
         shades, how = 1 - shades, how + ", inverted"
-    if (padding := ds.get("PixelPaddingValue")) is not None:
-        limit = ds.get("PixelPaddingRangeLimit", padding)
+    if (padding := _padding(ds, "PixelPaddingValue")) is not None:
+        limit = _padding(ds, "PixelPaddingRangeLimit")
+        limit = padding if limit is None else limit
         shades[(stored >= min(padding, limit)) & (stored <= max(padding, limit))] = 0
         how += f", padding {padding} to {limit} as 0"
     return np.clip(shades, 0, 1).astype(np.float32), how
+
+
+def _padding(ds: Dataset, keyword: str) -> int | None:
+    """The value of a padding element, which may be absent or empty. Its VR need not have the sign of the pixels."""
+    if (value := ds.get(keyword)) is None:
+        return None
+    count = 1 << int(ds.BitsAllocated)
+    low = -count // 2 if ds.PixelRepresentation == 1 else 0
+    return (int(value) - low) % count + low
 
 
 class _File(BytesIO):
