@@ -154,6 +154,18 @@ def test_a_film_that_is_put_back_by_hand_and_answered_leaves_no_note(spool: Spoo
     assert spool.depth("failed") == 0 and files(spool, "failed") == []
 
 
+def test_results_that_are_put_back_by_hand_and_sent_leave_no_note(spool: Spool) -> None:
+    key = ready(spool)
+    film = spool.take()
+    assert film is not None
+    spool.keep(film, {}, {})
+    spool.refuse(spool.deliveries()[0], "refused", "No.")
+    assert spool.depth("failed") == 1
+    (spool.root / "failed" / key).rename(spool.root / "results" / key)
+    spool.finish(spool.deliveries()[0], {})
+    assert spool.depth("failed") == 0 and files(spool, "failed") == []
+
+
 def test_one_process_at_a_time(spool: Spool, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="in use by another process"):
         Spool(spool.root)

@@ -139,8 +139,7 @@ class Spool:
                 file.write(_json(facts))
             folder.replace(target)
         sync_folder(target.parent)
-        # Of one that was moved by hand from failed/ to ready/.
-        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
+        self._forget_reason(key)
         self._let_go(film)
 
     # Results
@@ -166,6 +165,7 @@ class Spool:
         """Write a delivery, all of it acknowledged, into the journal, with `facts` about how, and let go of it."""
         about: dict[str, Any] = json.loads((delivery / FACTS).read_bytes())
         self._note("sent", delivery.name, about | dict(facts))
+        self._forget_reason(delivery.name)
         shutil.rmtree(delivery)
 
     def refuse(self, delivery: Path, code: str, message: str) -> None:
@@ -208,6 +208,10 @@ class Spool:
     def _let_go(self, film: Path) -> None:
         film.unlink()
         self._starts(_key(film)).unlink(missing_ok=True)
+
+    def _forget_reason(self, key: str) -> None:
+        """Of what was moved by hand from failed/ to where it is taken up again."""
+        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
 
     def _past_analysis(self, key: str) -> bool:
         return any(
