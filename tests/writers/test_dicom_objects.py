@@ -455,6 +455,22 @@ def test_times_are_in_the_zone_that_the_film_states(analyzer: Analyzer, tmp_path
         assert dataset.TimezoneOffsetFromUTC == "-0430"
 
 
+@pytest.mark.parametrize("offset", ["+2400", "+1401", "-1201", "-0000"])
+def test_a_time_zone_that_there_is_not_is_left_out(offset: str, analyzer: Analyzer, tmp_path: Path) -> None:
+    objects = made(analyzer.analyze(dx(tmp_path, TimezoneOffsetFromUTC=offset)))
+    assert objects and not any("TimezoneOffsetFromUTC" in dataset for dataset in objects.values())
+
+
+@pytest.mark.parametrize(("offset", "date", "time"), [("+1400", "20260101", "160000"), ("-1200", "20251231", "140000")])
+def test_the_farthest_time_zones_are_kept(
+    offset: str, date: str, time: str, analyzer: Analyzer, tmp_path: Path
+) -> None:
+    report = analyzer.analyze(dx(tmp_path, TimezoneOffsetFromUTC=offset))
+    report = replace(report, run=replace(report.run, created="2026-01-01T02:00:00+00:00"))
+    for dataset in made(report).values():
+        assert (dataset.ContentDate, dataset.ContentTime, dataset.TimezoneOffsetFromUTC) == (date, time, offset)
+
+
 def test_analyze_writes_dicom_where_it_is_asked_for(tiny: Path, tmp_path: Path) -> None:
     films = tmp_path / "films"
     films.mkdir()

@@ -105,10 +105,13 @@ class Study:
             header.PatientID = f"{PRODUCT}-{digest[:16]}"
             if report.source.format == "JPEG" or report.source.tags.get("Compression") in JPEG_IN_TIFF:
                 header.LossyImageCompression, header.LossyImageCompressionMethod = "01", "ISO_10918_1"
+        zone = _zone(header)
+        if zone is None and "TimezoneOffsetFromUTC" in header:
+            del header.TimezoneOffsetFromUTC
         if not _ascii(report):
             header.decode()
             header.SpecificCharacterSet = "ISO_IR 192"
-        return cls(report, header, _as_capture(header, report), sop_class, is_new, _moment(report, header))
+        return cls(report, header, _as_capture(header, report), sop_class, is_new, _moment(report, zone))
 
     def uid(self, *names: str) -> UID:
         """A UID for what `names` say, always the same for one film analysed with the same weights in the same way."""
@@ -224,11 +227,15 @@ def _ascii(report: Report) -> bool:
     return all(word.isascii() for word in words)
 
 
-def _moment(report: Report, header: Dataset) -> datetime:
-    created = datetime.fromisoformat(report.run.created)
+def _zone(header: Dataset) -> timezone | None:
+    """The time zone that a film states; None where it states none that there is (PS3.3 C.12.1.1.8)."""
     offset = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC", "")))
-    if offset is None:
-        return created.astimezone().replace(tzinfo=None)
+    if offset is None or offset[0] == "-0000":
+        return None
     sign, hours, minutes = offset.groups()
-    shift = timedelta(hours=int(hours), minutes=int(minutes))
-    return created.astimezone(timezone(-shift if sign == "-" else shift)).replace(tzinfo=None)
+    shift = timedelta(hours=int(hours), minutes=int(minutes)) * (-1 if sign == "-" else 1)
+    return timezone(shift) if timedelta(hours=-12) <= shift <= timedelta(hours=14) else None
+
+
+def _moment(report: Report, zone: timezone | None) -> datetime:
+    return datetime.fromisoformat(report.run.created).astimezone(zone).replace(tzinfo=None)
