@@ -394,6 +394,17 @@ def test_a_lung_that_was_not_found_has_no_segment(analyzer: Analyzer, validator:
     np.testing.assert_array_equal(lungs.pixel_array, report.lungs.left)
 
 
+@pytest.mark.parametrize("told", [None, "00"])
+def test_a_film_in_lossy_jpeg_stays_lossy_whatever_its_header_says(
+    told: str | None, analyzer: Analyzer, tmp_path: Path
+) -> None:
+    film = make_dicom(as_integers(PICTURE, 8), 8, LossyImageCompression=told)
+    objects = made(analyzer.analyze(save_dicom(film, tmp_path / "scan.dcm", uid.JPEGBaseline8Bit)))
+    for kind in ("lungs", "saliency", "overlay"):
+        assert objects[kind].LossyImageCompression == "01"
+        assert objects[kind].LossyImageCompressionMethod == "ISO_10918_1"
+
+
 @pytest.mark.parametrize(("kind", "white"), [("PNG", 255), ("16-bit PNG", 65535)])
 def test_a_new_study_holds_the_film_itself(kind: str, white: int, analyzer: Analyzer, tmp_path: Path) -> None:
     path = FILMS[kind](tmp_path)

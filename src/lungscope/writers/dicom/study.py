@@ -12,7 +12,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from highdicom import UID, SOPClass
 from pydicom import DataElement, Dataset, dcmread
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, SecondaryCaptureImageStorage
 from pydicom.valuerep import DT
 
 from lungscope.errors import InputError, UnreadableFileError
@@ -103,8 +103,8 @@ class Study:
                 setattr(header, keyword, None)
         if is_new:
             header.PatientID = f"{PRODUCT}-{digest[:16]}"
-            if report.source.format == "JPEG" or report.source.tags.get("Compression") in JPEG_IN_TIFF:
-                header.LossyImageCompression, header.LossyImageCompressionMethod = "01", "ISO_10918_1"
+        if _is_jpeg(report) and header.get("LossyImageCompression") != "01":
+            header.LossyImageCompression, header.LossyImageCompressionMethod = "01", "ISO_10918_1"
         zone = _zone(header)
         if zone is None and "TimezoneOffsetFromUTC" in header:
             del header.TimezoneOffsetFromUTC
@@ -196,6 +196,13 @@ def _fits(element: DataElement) -> bool:
     """Whether an element of `NEEDED` holds what `WORDS` has it hold."""
     values = [element.value] if element.VM < 2 else element.value
     return all(re.fullmatch(WORDS.get(element.keyword, ".*"), str(value or "")) for value in values if value)
+
+
+def _is_jpeg(report: Report) -> bool:
+    """Whether the film's file is a JPEG that can not be lossless, whatever its header says."""
+    tags = report.source.tags
+    is_jpeg = report.source.format == "JPEG" or tags.get("Compression") in JPEG_IN_TIFF
+    return is_jpeg or tags.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit)
 
 
 def _as_capture(header: Dataset, report: Report) -> Dataset:
