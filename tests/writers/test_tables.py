@@ -14,6 +14,7 @@ import pytest
 from bundles import LABELS, write_bundle
 from films import draw, save
 from lungscope.batch import run_films
+from lungscope.errors import UsageError
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER
 from lungscope.writers import tables
@@ -38,6 +39,10 @@ def run(analyzer: Analyzer, films: Sequence[Path], out: Path, *formats: str) -> 
     begin_run(out, formats)
     run_films(analyzer, films, out, formats)
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -160,13 +165,48 @@ def test_a_run_with_tables_alone_leaves_nothing_of_an_earlier_one(analyzer: Anal
 
 
 def test_a_table_that_is_not_lungscopes_stays(analyzer: Analyzer, tmp_path: Path) -> None:
-    for name, text in (("results.csv", "mine"), ("index.html", "mine"), ("run.json", "no JSON")):
-        (tmp_path / name).write_text(text)
-    run(analyzer, [tmp_path / "missing.png"], tmp_path, "json")
-    run(analyzer, [tmp_path / "missing.png"], tmp_path, "json")
-    assert (tmp_path / "results.csv").read_text() == (tmp_path / "index.html").read_text() == "mine"
-    run(analyzer, [tmp_path / "missing.png"], tmp_path, "csv")
-    assert (tmp_path / "results.csv").read_text().startswith("path,")
+    for name in ("results.csv", "index.html"):
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):
+        run(analyzer, [tmp_path / "missing.png"], tmp_path, "json")
+    before = content(tmp_path)
+    assert before["results.csv"] == before["index.html"] == b"mine"
+    for name, file in (("csv", "results.csv"), ("html", "index.html")):
+        with pytest.raises(UsageError, match=rf"{file} that lungscope did not make.*Name another folder"):
+            run_films(analyzer, [tmp_path / "missing.png"], tmp_path, ["json", name])
+        assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.json", "no JSON"),
+        ("run.json", '{"formats": ["csv"], "experiment": "mine"}'),
+        ("results.jsonl", '{"my": "rows"}\n'),
+        ("results.jsonl", '{"path": "a", "status": "mine"}\n'),
+        ("results.jsonl", "mine"),
+        ("results.csv", "a,b\n"),
+        ("index.html", "<h1>mine</h1>"),
+        ("results.parquet", "mine"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_that_is_not_lungscopes_is_refused_before_anything_is_written(
+    analyzer: Analyzer, tmp_path: Path, name: str, text: str, resume: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"holds a {name} that lungscope did not make"):
+        run_films(analyzer, [tmp_path / "missing.png"], tmp_path, ["html", "csv", "parquet"], resume=resume)
+    assert content(tmp_path) == {name: text.encode()}
+
+
+@pytest.mark.parametrize("rows", ["", '{"sta', '{"status": "done", "pa', '{"path": "a", "status": "failed"}\n{"sta'])
+def test_what_a_run_that_was_cut_off_left_is_lungscopes(analyzer: Analyzer, tmp_path: Path, rows: str) -> None:
+    (tmp_path / "results.jsonl").write_text(rows)
+    if rows:
+        (tmp_path / "results.csv").write_text("of an earlier run")
+    run_films(analyzer, [tmp_path / "missing.png"], tmp_path, ["csv"], resume=True)
+    assert len(read_csv(tmp_path / "results.csv")) == 1
 
 
 def test_parquet_without_its_extra_says_what_to_install_before_any_work(tiny: Path, tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ BEGUN = ".begun"
 def claimed(out: Path, formats: Sequence[str]) -> Iterator[Claim]:
     """The claim of a run that writes to `out` alone, from its beginning to its end.
 
-    Raises UsageError where another run writes there, or `out` can not be written; MissingExtraError as `begin_run`
-    does, and then changes nothing.
+    Raises UsageError where another run writes there, or `out` can not be written; and as `check_run` does, before
+    anything is changed.
     """
-    check_run(formats)
     try:
+        check_run(out, formats)
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).open("ab").close()
     except OSError as error:

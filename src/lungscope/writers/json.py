@@ -15,6 +15,8 @@ from lungscope.writers.atomic import whole_file, write_text
 
 RESULTS = "results.jsonl"
 RUN = "run.json"
+#: Of each row, as `row` makes it.
+BEGINNING = b'{"status": "'
 
 
 def dumps(document: Any, *, indent: int | None = 2) -> str:
@@ -61,6 +63,19 @@ def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a results.jsonl whose writer may have been killed: what is no whole row is passed over."""
     with path.open("rb") as file:
         yield from filter(None, map(_whole, file))
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file can be a results.jsonl of lungscope's: it is empty, or its first row is one, whole or cut off.
+
+    Raises OSError where it can not be read.
+    """
+    with path.open("rb") as file:
+        line = file.readline()
+    entry = _whole(line)
+    if entry is not None:
+        return entry["status"] in ("done", "failed")
+    return not line.endswith(b"\n") and line.startswith(BEGINNING[: len(line)])
 
 
 def arrange(path: Path, order: Iterable[str]) -> None:
