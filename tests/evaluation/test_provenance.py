@@ -15,7 +15,7 @@ from lungscope.bundle import Bundle
 from lungscope.data.split import Row, Split, parts_digest
 from lungscope.data.store import Record, Store
 from lungscope.evaluation import provenance
-from lungscope.evaluation.provenance import split_of_training
+from lungscope.evaluation.provenance import same_parts, split_of_training
 
 REPO = Path(__file__).parents[2]
 NAMES = ("a", "b", "pseudo")
@@ -75,6 +75,19 @@ def test_one_member_of_another_split_is_enough_and_silence_is_no_answer(tmp_path
     assert split_of_training(Bundle.load(write_bundle(tmp_path / "bare", classifier=False)), given("a")) == {
         "segmenter": None
     }
+
+
+def test_what_a_run_started_from_counts_as_the_run_does(tmp_path: Path) -> None:
+    other = {**run_on("a"), "parts": dict.fromkeys(("train", "val", "test"), "0")}
+    for initial, found in ((run_on("a"), True), (other, False), ({"weights_sha256": "0"}, None)):
+        for run in (
+            {**run_on("a"), "initial": initial},
+            {**run_on("a"), "initial": {**run_on("a"), "initial": initial}},
+            {**run_on("a"), "mean_of": [run_on("a"), {**run_on("a"), "initial": initial}]},
+        ):
+            assert same_parts(run, given("a")) is found
+    bundle = bundle_of(tmp_path, run_on("a"), {**run_on("a"), "initial": other})
+    assert split_of_training(bundle, given("a")) == {"segmenter": True, "classifier": False}
 
 
 def test_the_bundle_that_ships_was_trained_with_the_splits_beside_it() -> None:

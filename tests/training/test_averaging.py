@@ -10,14 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lungscope.bundle import sha256_of
+from bundles import write_bundle
+from lungscope.bundle import Bundle, sha256_of
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, RecipeError
+from lungscope.training import averaging
 from lungscope.training.averaging import average
 from lungscope.training.engine import Hardware
 from lungscope.training.recipe import Phase, Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
+from lungscope.training.views import lung_facts
 from programs import program
 
 CPU = Hardware("cpu", precision="32-true")
@@ -100,6 +103,17 @@ def test_what_has_no_mean_is_refused(runs: list[Path], drawn: tuple[Store, Split
     (tmp_path / "mean").mkdir()
     (tmp_path / "mean" / "mine").touch()
     refused("is not empty", *runs)
+
+
+def test_a_classifier_is_scored_on_lungs_that_its_last_run_was_shown(
+    drawn: tuple[Store, Split], tmp_path: Path
+) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
+    lungs = lung_facts(bundle.segmenter.pool, bundle.segmenter.threshold, bundle.segmenter.size)
+    found = {member.path.name: member.sha256 for member in bundle.segmenter.members}
+    for facts in ({"segmenter": {"segmenter.onnx": "0"}}, {"segmenter": found, "lungs": {**lungs, "threshold": 0.31}}):
+        with pytest.raises(RecipeError, match="another segmenter or threshold"):
+            averaging._classifier(facts, recipe(), [drawn], bundle)
 
 
 def test_the_command_says_what_it_made(runs: list[Path], drawn: tuple[Store, Split], tmp_path: Path) -> None:

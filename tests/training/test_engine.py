@@ -17,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from lungscope.bundle import sha256_of
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError, UsageError
-from lungscope.training.engine import Hardware, KeepAverage, KeepBest, Run, validate
+from lungscope.training.engine import Hardware, KeepAverage, KeepBest, Run, Task, validate
 from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Best, Phase, load_recipe
@@ -231,6 +233,56 @@ def test_a_run_of_before_is_not_gone_on_with_differently(tmp_path: Path) -> None
     run(shown="lungs", lungs={"threshold": 0.4})._claim_folder()
 
 
+def test_a_run_is_not_gone_on_with_in_another_precision_or_in_other_numbers(tmp_path: Path) -> None:
+    def run(hardware: Hardware) -> Run:
+        return Run(load_recipe("segmenter-cpu"), tmp_path, 0, hardware, None, None, [], {})
+
+    run(CPU)._claim_folder()
+    run(replace(CPU, precision="f32", workers=1))._claim_folder()
+    with pytest.raises(RecipeError, match="differs in precision"):
+        run(replace(CPU, precision="bf16"))._claim_folder()
+    with pytest.raises(RecipeError, match="differs in processes"):
+        run(replace(CPU, devices=2))._claim_folder()
+    claim = tmp_path / "run.json"
+    claim.write_text(json.dumps({k: v for k, v in json.loads(claim.read_text()).items() if k != "precision"}))
+    run(replace(CPU, precision="bf16"))._claim_folder()
+
+
+class Told(Task):
+    """Its validation loss and accuracy are told beforehand, epoch by epoch."""
+
+    LOSS, ACCURACY = (0.5, 0.4, 0.6, 0.7, 0.3), (0.1, 0.2, 0.3, 0.4, 0.9)
+
+    def prepare(self, batch: list[torch.Tensor], *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch[0], batch[0].mean((1, 2, 3))
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output.flatten() - target).square().mean()
+
+    def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
+        self.log("val_loss", self.LOSS[self.current_epoch])
+        self.log("val_accuracy", self.ACCURACY[self.current_epoch])
+
+
+def test_a_phase_that_stopped_early_is_over_after_a_kill_too(tmp_path: Path) -> None:
+    best, phases = Best("val_accuracy", "max"), (Phase(32, 5, 0.01, 0),)
+    recipe = replace(load_recipe("classifier-paper"), phases=phases, batch=2, stop_after=2, best=best)
+    films = TensorDataset(torch.rand(4, 1, 4, 4))
+
+    def run() -> list[int]:
+        weights = Run(recipe, tmp_path, 0, CPU, films, films, [0] * 4, {}).fit(
+            lambda size: nn.Sequential(nn.Conv2d(1, 1, 4)),
+            lambda network, phase, seed: Told(network, recipe, phase, seed),
+        )
+        assert json.loads(weights.with_suffix(".json").read_text())["epoch"] == 3
+        return [row["epoch"] for row in json.loads((tmp_path / "phase-1" / "epochs.json").read_text())]
+
+    assert run() == [0, 1, 2, 3]
+    for name in ("phase-1/done", "phase-1/epochs.json", "weights.safetensors", "weights.json"):
+        (tmp_path / name).unlink()
+    assert run() == [0, 1, 2, 3]
+
+
 def test_a_run_on_lungs_found_otherwise_is_another_run(tmp_path: Path) -> None:
     def run(threshold: float) -> Run:
         recipe = load_recipe("classifier-cpu")
@@ -298,6 +350,16 @@ def test_a_phase_starts_from_the_best_weights_of_the_one_before(
     train_segmenter(frozen, [drawn], tmp_path / "next", seed=5, hardware=CPU, initial=initial)
     started = load_file(tmp_path / "next" / "weights.safetensors")
     assert all(torch.equal(started[name], final[name]) for name in learned)
+
+    before, after = (json.loads((tmp_path / run / "weights.json").read_text()) for run in ("run", "next"))
+    assert "initial" not in before and after["initial"]["parts"] == before["parts"]
+    assert after["initial"]["weights_sha256"] == sha256_of(initial)
+    store, split = drawn
+    turned = {"test": "train", "train": "test"}
+    other = Split(tuple(replace(row, part=turned.get(row.part, row.part)) for row in split.rows))
+    with pytest.raises(RecipeError, match="other val or test parts of these stores"):
+        train_segmenter(frozen, [(store, other)], tmp_path / "leaks", seed=5, hardware=CPU, initial=initial)
+    assert not (tmp_path / "leaks").exists()
 
 
 @pytest.mark.slow

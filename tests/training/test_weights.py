@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
+from lungscope.bundle import EMBEDDED, sha256_of
 from lungscope.errors import MissingExtraError, RecipeError
 from lungscope.training.export import ClassifierGraph, SegmenterGraph, store_as_f16, to_onnx
 from lungscope.training.networks import IMAGENET, build_classifier, build_segmenter
-from lungscope.training.weights import imagenet_weights, load_weights, save_weights
+from lungscope.training.weights import imagenet_weights, load_weights, origin_of, save_weights
 
 SIZE = 64
 
@@ -81,6 +83,22 @@ def test_an_encoder_goes_into_another_decoder(tmp_path: Path) -> None:
     save_weights(build_classifier("resnet50", classes=3, size=SIZE), tmp_path / "class.safetensors", {})
     with pytest.raises(RecipeError, match="holds no encoder"):
         load_weights(build_segmenter("unet-mobilenetv2"), tmp_path / "class.safetensors", encoder_only=True)
+
+
+def test_weights_know_the_run_that_they_are_of(tmp_path: Path) -> None:
+    root = EMBEDDED / "default"
+    runs = json.loads((root / "manifest.json").read_text())["training"]["runs"]
+    for file, run in zip(("segmenter.onnx", "classifier.onnx"), runs, strict=True):
+        origin = origin_of(root / file)
+        assert origin is not None and origin["parts"] == run["parts"] and origin["stores"] == run["stores"]
+        assert origin["weights_sha256"] == sha256_of(root / file)
+    alone = tmp_path / "weights.safetensors"
+    alone.write_bytes(b"weights")
+    assert origin_of(alone) == {"weights_sha256": sha256_of(alone)}
+    for beside in ("{", "[]", '{"stores": ["a"]}'):
+        alone.with_suffix(".json").write_text(beside)
+        assert origin_of(alone) == {"weights_sha256": sha256_of(alone), **({"stores": ["a"]} if "a" in beside else {})}
+    assert origin_of(tmp_path / "imagenet.pth") is None
 
 
 @pytest.mark.parametrize(("name", "last"), [("efficientnetlite0", "blocks"), ("inceptionresnetv2", "block8")])

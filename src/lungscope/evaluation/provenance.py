@@ -44,12 +44,22 @@ def split_of_training(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> di
     networks = {"segmenter": runs[:members]} | ({} if bundle.classifier is None else {"classifier": runs[members:]})
     found = {}
     for network, own in networks.items():
-        same = [_same_parts(run, data) for run in own] or [None]
-        found[network] = False if False in same else None if None in same else True
+        found[network] = _all([same_parts(run, data) for run in own] or [None])
     return found
 
 
-def _same_parts(run: dict[str, Any], data: Sequence[tuple[Store, Split]]) -> bool | None:
+def same_parts(run: dict[str, Any], data: Sequence[tuple[Store, Split]]) -> bool | None:
+    """`split_of_training` of one run's facts: of it, of those that it is the mean of, and of that which it started
+    from."""
+    before = [*run.get("mean_of", ()), *filter(None, [run.get("initial")])]
+    return _all([_own_parts(run, data), *(same_parts(other, data) for other in before)])
+
+
+def _all(same: Sequence[bool | None]) -> bool | None:
+    return False if False in same else None if None in same else True
+
+
+def _own_parts(run: dict[str, Any], data: Sequence[tuple[Store, Split]]) -> bool | None:
     given = [(store, split) for store, split in data if store.name in run.get("stores", [])]
     if not given or "parts" not in run:
         return None

@@ -29,7 +29,7 @@ from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_classifier, build_segmenter
 from lungscope.training.recipe import Recipe, read_table
 from lungscope.training.segmenter import SegmenterTask
-from lungscope.training.views import view_of
+from lungscope.training.views import lung_facts, view_of
 from lungscope.training.weights import save_weights
 
 
@@ -48,9 +48,9 @@ def average(
     bundle: whose segmenter finds the lungs that classifiers are shown; segmenters need none. shares: how much each run
     counts, above 0; they need not sum to 1. Empty: all alike.
     Returns the path of the weights. Raises RecipeError for fewer than two runs, runs of different networks, inputs or
-    input sizes, classifiers without a bundle, runs whose val or test part is not that of `data`, shares that do not
-    fit, a mean without a finite score, or a `folder` that holds something; BundleError for a folder without a finished
-    run.
+    input sizes, classifiers without a bundle or with another than that which found the last one's lungs, runs whose val
+    or test part is not that of `data`, shares that do not fit, a mean without a finite score, or a `folder` that holds
+    something; BundleError for a folder without a finished run.
     """
     trained = [Trained.open(run) for run in runs]
     shares = tuple(shares) or (1.0,) * len(trained)
@@ -103,6 +103,14 @@ def _classifier(
 ) -> tuple[Task, Dataset[Any]]:
     if bundle is None:
         raise RecipeError("These runs are of a classifier: name the bundle whose segmenter finds its lungs")
+    finder = bundle.segmenter
+    found = {member.path.name: member.sha256 for member in finder.members}
+    lungs = lung_facts(finder.pool, finder.threshold, finder.size)
+    if found != facts["segmenter"] or facts.get("lungs", lungs) != lungs:
+        raise RecipeError(
+            f"The last of these runs was shown lungs that another segmenter or threshold found than bundle "
+            f"{bundle.name!r} has. Name that bundle with --model"
+        )
     names, _, val = labelled_views(data, bundle, view_of(facts))
     if names != facts["labels"]:
         raise RecipeError(f"The runs know {', '.join(facts['labels'])}; the stores have {', '.join(names)}")

@@ -25,6 +25,7 @@ from lungscope.training.films import LabelledViews
 from lungscope.training.networks import build_classifier
 from lungscope.training.recipe import Phase, Recipe
 from lungscope.training.views import cut_views, lung_facts, view_facts
+from lungscope.training.weights import refuse_other_parts
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,8 @@ def train_classifier(
     """
     if recipe.kind != "classifier":
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
+    if initial is not None:
+        refuse_other_parts(initial, data)
     spec = view or view_spec("lungs", recipe)
     names, train, val = labelled_views(data, bundle, spec)
     finder = bundle.segmenter

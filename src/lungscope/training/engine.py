@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,7 @@ from lungscope.hardware import keep_freed_memory
 from lungscope.training.energy import EnergyMeter
 from lungscope.training.films import EpochSampler, rank_and_world_size
 from lungscope.training.recipe import Phase, Recipe, as_table
-from lungscope.training.weights import load_weights, save_weights
+from lungscope.training.weights import load_weights, origin_of, save_weights
 from lungscope.writers.atomic import write_text
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 DONE, EPOCHS = "done", "epochs.json"
 
 #: Facts that runs of before do not have, and are gone on with for all that.
-LATER = ("lungs", "truth")
+LATER = ("lungs", "truth", "precision", "processes")
 
 #: Added to the seed with every phase.
 PHASE_SEED = 15_485_863
@@ -97,6 +97,11 @@ class Hardware:
                 f"Training can not be set up with accelerator {self.accelerator!r}, {self.devices} devices and "
                 f"precision {self.precision!r}: {error}"
             ) from error
+
+    @property
+    def processes(self) -> int:
+        """How many train together, a recipe's batch each."""
+        return self.devices * self.nodes
 
     def gpu(self) -> str | None:
         """The name of the NVIDIA GPU that trains; None where none does."""
@@ -183,6 +188,12 @@ class Task(lightning.LightningModule):
         loader = self.trainer.train_dataloader
         if self.recipe.batch_norm_batches and loader is not None:
             refresh_batch_norm(self, loader, self.recipe.batch_norm_batches)
+
+
+def _stopped_early(checkpoint: dict[str, Any], callbacks: Sequence[Callback]) -> bool:
+    """Whether a phase was over by early stopping when its last epoch was written down: Lightning would go on."""
+    states = [checkpoint["callbacks"].get(each.state_key) for each in callbacks if isinstance(each, EarlyStopping)]
+    return any(state and state["wait_count"] >= state["patience"] for state in states)
 
 
 def validate(task: Task, films: Dataset[Any], batch: int, hardware: Hardware) -> dict[str, float]:
@@ -365,6 +376,7 @@ class Run:
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = json.loads(json.dumps({"recipe": as_table(self.recipe), "seed": self.seed, **self.facts}))
+        mine |= {"precision": self.hardware.lightning_precision(), "processes": self.hardware.processes}
         mine["initial"] = None if self.initial is None else sha256_of(self.initial)
         if self.encoder_only:
             mine["initial"] = f"the encoder of {mine['initial']}"
@@ -377,7 +389,7 @@ class Run:
             if differ:
                 raise RecipeError(
                     f"{self.folder} holds a run that differs in {', '.join(differ)}. Use another folder, or the same "
-                    "recipe, data and seed to go on with it"
+                    "recipe, data, seed, precision and number of devices to go on with it"
                 )
         else:
             write_text(claim, json.dumps(mine, indent=2) + "\n")
@@ -392,7 +404,10 @@ class Run:
             "processor": platform.processor() or platform.machine(),
             "gpu": hardware.gpu(),
             "precision": hardware.lightning_precision(),
+            "processes": hardware.processes,
         }
+        if (origin := None if self.initial is None else origin_of(self.initial)) is not None:
+            facts["initial"] = origin
         keep = KeepBest(folder, recipe, phase, facts)
         callbacks: list[Callback] = [
             keep,
@@ -412,7 +427,7 @@ class Run:
             callbacks.append(EarlyStopping("val_loss", patience=recipe.stop_after, mode="min"))
         trainer = hardware.trainer(
             # SMP's EfficientNets keep a last convolution that no decoder uses.
-            strategy="ddp_find_unused_parameters_true" if hardware.devices * hardware.nodes > 1 else "auto",
+            strategy="ddp_find_unused_parameters_true" if hardware.processes > 1 else "auto",
             # EpochSampler shares the training films out itself; every process sees all validation films.
             use_distributed_sampler=False,
             max_epochs=phase.epochs,
@@ -432,16 +447,20 @@ class Run:
         train = self._loader(self.train, phase, task.seed)
         if not len(train):
             raise RecipeError(f"{len(self.strata)} training films do not fill one batch of {recipe.batch}")
-        if last.exists() and isinstance(train.sampler, EpochSampler):
+        before = torch.load(last, map_location="cpu", weights_only=True) if last.exists() else None
+        if before is not None and isinstance(train.sampler, EpochSampler):
             # Lightning fetches the first batch of a resumed epoch before it tells the sampler which epoch that is.
-            train.sampler.set_epoch(torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
-        trainer.fit(
-            task,
-            train,
-            self._loader(self.val, None, task.seed),
-            ckpt_path=str(last) if last.exists() else None,
-            weights_only=True,
-        )
+            train.sampler.set_epoch(before["epoch"] + 1)
+        if before is not None and _stopped_early(before, callbacks):
+            keep.load_state_dict(before["callbacks"][keep.state_key])
+        else:
+            trainer.fit(
+                task,
+                train,
+                self._loader(self.val, None, task.seed),
+                ckpt_path=None if before is None else str(last),
+                weights_only=True,
+            )
         if rank_and_world_size()[0] == 0:
             write_text(folder / EPOCHS, json.dumps(keep.epochs, indent=1) + "\n")
 

@@ -20,6 +20,7 @@ from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_segmenter, finds_opacity
 from lungscope.training.recipe import Phase, Recipe
+from lungscope.training.weights import refuse_other_parts
 
 #: Weight of the opacity map's loss beside the lung map's.
 OPACITY_WEIGHT = 0.3
@@ -109,6 +110,8 @@ def train_segmenter(
     """
     if recipe.kind != "segmenter":
         raise RecipeError(f"expected a segmenter's recipe, got a {recipe.kind}'s")
+    if initial is not None:
+        refuse_other_parts(initial, data)
     train = MaskedFilms([(store, split.select(store, "train")) for store, split in data])
     val = MaskedFilms([(store, split.select(store, "val")) for store, split in data])
     if not len(train) or not len(val):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lungscope.bundle import sha256_of
+from lungscope.data.split import Split
+from lungscope.data.store import Store
 from lungscope.errors import RecipeError, look_up, needs
+from lungscope.evaluation.provenance import same_parts
 from lungscope.training.networks import IMAGENET, SEGMENTERS, load_resized
 
 log = logging.getLogger(__name__)
@@ -42,6 +47,40 @@ def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     beside.write_text(json.dumps(facts, indent=2) + "\n")
     part.replace(path)
     beside.replace(path.with_suffix(".json"))
+
+
+def facts_beside(path: Path) -> dict[str, Any]:
+    """The facts of the run that weights are of: of the JSON beside a `.safetensors`, or of the manifest beside a
+    bundle's `.onnx`; empty where there are none."""
+    try:
+        if path.suffix != ".onnx":
+            found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        else:
+            manifest = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))
+            graphs = [*manifest["segmenter"]["members"], *filter(None, [manifest.get("classifier")])]
+            found = manifest["training"]["runs"][[graph["file"] for graph in graphs].index(path.name)]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def origin_of(path: Path) -> dict[str, Any] | None:
+    """What a run that starts from weights has to say of them: their SHA-256, and of their own run what tells which
+    films it saw. None for weights of ImageNet, which saw no film of ours."""
+    if path.suffix == ".pth":
+        return None
+    known = facts_beside(path)
+    kept = ("network", "stores", "parts", "pseudo_labels", "initial", "mean_of")
+    return {"weights_sha256": sha256_of(path), **{name: known[name] for name in kept if name in known}}
+
+
+def refuse_other_parts(path: Path, data: Sequence[tuple[Store, Split]]) -> None:
+    """Raises RecipeError for weights of a run that had other val or test parts of these stores than `data` has."""
+    if (origin := origin_of(path)) is not None and same_parts(origin, data) is False:
+        raise RecipeError(
+            f"{path} comes from a training with other val or test parts of these stores: it may have seen the films "
+            "that this one is measured on. Use the splits that it was trained with, or weights trained with these"
+        )
 
 
 def imagenet_weights(network: str) -> Path:
