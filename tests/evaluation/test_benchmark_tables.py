@@ -125,7 +125,7 @@ def test_the_papers_number_stands_beside_ours(tmp_path: Path) -> None:
     assert row["Dice, ours − paper"] == "+0.4706"
     ranking = found["All networks on films, by Dice"]
     assert [row[0] for row in ranking.rows] == ["fpn-mobilenetv2", "fpn-vgg16"]
-    assert ranking.rows[1][2] == "-0.0400 [-0.0400, -0.0400]", "each film lost 0.04"
+    assert ranking.rows[1][2] == "-0.0400 [undefined, undefined]", "each film lost 0.04"
     assert [row[-1] for row in ranking.rows] == ["1.5", "1.5"], "kilojoules, of what was counted"
     assert [row[0] for row in found["The ensemble and its members"].rows] == [
         "fpn-mobilenetv2",
@@ -134,6 +134,22 @@ def test_the_papers_number_stands_beside_ours(tmp_path: Path) -> None:
     ]
     changed = found["One thing changed"]
     assert [row[1] for row in changed.rows] == ["as in the grid", "keras"] and "keras of old" in changed.note
+
+
+def test_stores_stand_under_their_own_names_in_whatever_order_they_were_given(tmp_path: Path) -> None:
+    one, other = (segmenter(name, [0.5, 0.6]) for name in ("fpn-vgg16", "fpn-mobilenetv2"))
+    for cell, turned in ((one, False), (other, True)):
+        scores = {**cell["stores"][1]["scores"], "dice": {"mean": 0.25, "interval": [0.2, 0.3], "p5": 0.2}}
+        cell["stores"][1] = {**cell["stores"][1], "scores": scores}
+        cell["stores"] = cell["stores"][::-1] if turned else cell["stores"]
+    found = load_cells(write(tmp_path, [one, other]) / "segmentation", "segmentation")
+    (fpn,) = (table for table in tables(found, "segmentation") if table.title == "Table 3: FPN")
+    for row in fpn.rows:
+        at = dict(zip(fpn.columns, row, strict=True))
+        assert at["films: Dice [95 %]"].startswith("0.5500") and at["others: Dice [95 %]"].startswith("0.2500")
+    other["stores"][0] = {**other["stores"][0], "store": "else"}
+    with pytest.raises(DataError, match="fpn-vgg16-seed0 is of the stores films, others"):
+        load_cells(write(tmp_path, [one, other]) / "segmentation", "segmentation")
 
 
 def test_pairs_gaps_and_table_4(tmp_path: Path) -> None:
@@ -158,7 +174,7 @@ def test_pairs_gaps_and_table_4(tmp_path: Path) -> None:
     assert controls.rows[1][-1] == "–"
     changed = found["One thing changed"].rows
     assert [row[1] for row in changed] == ["as in the grid", "cropped"]
-    assert changed[1][2] == "0.0000 [-0.1000, 0.1000]" and changed[1][4].startswith("-0.9000 [")
+    assert changed[1][2] == "0.0000 [undefined, undefined]" and changed[1][4].startswith("-0.9000 [")
     assert "What lowers the background's lead" not in found, "there is nothing beside the grid"
 
 
@@ -229,6 +245,7 @@ def test_a_film_that_failed_was_not_right(tmp_path: Path) -> None:
     other["test"]["failed"] = [other["test"]["per_film"].pop(0) | {"message": "no lungs"}]
     folder = write(tmp_path, [one, other]) / "classification"
     found = {table.title: table for table in tables(load_cells(folder, "classification"), "classification")}
+    assert found["Table 4: classifiers on the lungs alone"].rows[0][8].startswith("0.9000")
     # coatnet0 alone is right on the last two; resnet50 alone on the first.
     assert found["Pairs of networks, lungs alone"].rows == (("coatnet0", "resnet50", "10", "2", "1", "1"),)
 

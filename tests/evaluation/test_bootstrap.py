@@ -84,21 +84,26 @@ def test_seed_decides() -> None:
     assert first != other
 
 
-def test_a_statistic_that_resampling_moves_can_be_centred() -> None:
-    """ECE of a calibrated network is near 0, and that of its resamples above it."""
+@pytest.mark.parametrize("off", [0.02, 0.05])
+def test_a_corrected_interval_holds_the_truth_though_chance_makes_the_statistic_larger(
+    off: float,
+) -> None:
+    """A network that is right less often than it says by `off`, which so is its ECE."""
     rng = np.random.default_rng(3)
-    probability = rng.uniform(0.5, 1, 400)
-    probabilities = np.stack([probability, 1 - probability], axis=1)
-    truth = (rng.random(400) > probability).astype(np.int64)
-
-    def ece(i: np.ndarray) -> float:
-        return metrics.ece(truth[i], probabilities[i])
-
-    plain, centred = (bootstrap(ece, range(400), resamples=300, centred=c) for c in (False, True))
-    assert plain.value == centred.value
-    moved = plain.high - centred.high
-    assert moved > 0.01 and centred.low == pytest.approx(max(0, plain.low - moved))
-    assert 0 <= centred.low < centred.value < centred.high
+    held = {True: 0, False: 0}
+    for _ in range(40):
+        top = rng.uniform(0.6, 1, 300)
+        probabilities, truth = np.stack([top, 1 - top], 1), (rng.random(300) > top - off).astype(np.int64)
+        for corrected in held:
+            found = bootstrap(
+                lambda i, t=truth, p=probabilities: metrics.ece(t[i], p[i]),
+                range(300),
+                resamples=200,
+                corrected=corrected,
+            )
+            assert 0 <= found.low < found.high
+            held[corrected] += found.low <= off <= found.high
+    assert held[True] >= 32 and held[True] > held[False]
 
 
 def test_undefined_values_are_left_out_and_undefined_resamples_counted() -> None:
@@ -109,6 +114,13 @@ def test_undefined_values_are_left_out_and_undefined_resamples_counted() -> None
     nothing = bootstrap_mean([math.nan, math.nan], range(2), resamples=10)
     assert nothing.undefined == 10
     assert nothing.to_json()["low"] is None
+
+
+def test_where_all_resamples_are_alike_there_is_no_interval() -> None:
+    for values, groups in (([0.9, 0.7, 0.8], "aaa"), ([1.0] * 10, range(10))):
+        got = bootstrap_mean(values, groups, resamples=50)
+        assert got.value == pytest.approx(np.mean(values)) and got.undefined == 0
+        assert got.to_json()["low"] is None and got.to_json()["high"] is None
 
 
 def test_ratio_pools_before_dividing() -> None:

@@ -44,8 +44,9 @@ def test_scaling_lowers_the_likelihood_and_ece_and_keeps_the_decision() -> None:
     assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
 
 
-def test_separable_films_reach_the_lower_bound() -> None:
-    assert fit_temperature([[0.2, 0.0], [0.0, 0.2]], [0, 1]) == pytest.approx(BOUNDS[0], rel=1e-3)
+@pytest.mark.parametrize("apart", [0.2, 20.0, 1000.0])
+def test_separable_films_reach_the_lower_bound(apart: float) -> None:
+    assert fit_temperature([[apart, 0.0], [0.0, apart]], [0, 1]) == pytest.approx(BOUNDS[0], rel=1e-3)
 
 
 def test_softmax_is_stable_and_its_likelihood_is_log_loss() -> None:

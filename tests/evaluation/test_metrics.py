@@ -224,6 +224,17 @@ def test_bins_are_closed_above() -> None:
     assert [row.films for row in table] == [0, 1, 1, 0]
 
 
+def test_chance_alone_gives_an_ece() -> None:
+    """In one bin of n films of p = 0.8 it is |hits - 0.8 n| / n, of which normal distributions know the quantiles."""
+    probabilities = np.tile([0.8, 0.2], (2000, 1))
+    median, high = metrics.ece_by_chance(probabilities)
+    spread = math.sqrt(0.8 * 0.2 / 2000)
+    assert median == pytest.approx(0.6745 * spread, rel=0.1) and high == pytest.approx(1.96 * spread, rel=0.1)
+    assert metrics.ece_by_chance(probabilities) == (median, high)
+    assert metrics.ece_by_chance(np.tile([1.0, 0.0], (5, 1))) == (0, 0)
+    assert all(math.isnan(value) for value in metrics.ece_by_chance(np.zeros((0, 2))))
+
+
 def test_ece_sees_overconfidence() -> None:
     truth, p = random_films(4000)
     sharper = p**3 / (p**3).sum(axis=1, keepdims=True)

@@ -16,14 +16,17 @@ from films import LUNG, draw, save
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
+from lungscope.evaluation import scoring
 from lungscope.evaluation.scoring import (
     ZONES,
+    Predictions,
     analyze_each,
     healthy_lungs,
     on_grid,
     predict,
     score_classifier,
     score_lesions,
+    score_predictions,
     score_segmenter,
     score_severity,
     truth_in,
@@ -255,6 +258,9 @@ def test_severity_is_compared_with_two_readers(analyzer: Analyzer, tmp_path: Pat
     assert result["with_seen"]["global"]["ours_senior"]["spearman"] > 0.7
     assert (result["seen"], result["scored"]) == (None, None), "nothing says what was trained on"
     assert "global" not in result and "zones" not in result
+    pairs = result["with_seen"]
+    assert [pairs[what]["senior_junior"]["defined"] for what in ("global", "zones")] == [4, 24]
+    assert pairs["global"]["ours_senior"]["defined"] == 4
     json.dumps(result, allow_nan=False)
 
     blank = [{**row, "S-A": ""} for row in rows]
@@ -295,3 +301,24 @@ def test_a_folder_without_its_table_is_refused(analyzer: Analyzer, tmp_path: Pat
     table(tmp_path / "brixia.csv", [{"image": "a.png", "patient": "p"}])
     with pytest.raises(DataError, match=r"columns J-A.* are missing"):
         score_severity(analyzer, tmp_path)
+
+
+def test_films_without_a_score_are_not_counted_among_those_with_one(tmp_path: Path) -> None:
+    scored = {"global": 3, "zones": {zone: {"score": 1} for zone in ZONES}}
+    lost = {"global": None, "zones": {**scored["zones"], "A": None}}
+    ones = {f"{reader}-{zone}": "1" for reader in "SJ" for zone in ZONES}
+    rows = [{"image": f"{n}", "patient": f"p{n}", **ones} for n in range(3)]
+    found = scoring._agreement(tmp_path, list(zip(rows, (scored, lost, scored), strict=True)))
+    assert [found[what]["ours_senior"]["defined"] for what in ("global", "zones")] == [2, 17]
+    assert [found[what]["senior_junior"]["defined"] for what in ("global", "zones")] == [3, 18]
+
+
+def test_a_macro_score_is_over_all_classes_in_every_resample() -> None:
+    """One film of the third class, which a third of the resamples lack: their mean over two classes would be higher."""
+    truth = np.array([0] * 50 + [1] * 49 + [2])
+    logits = 5 * np.eye(3)[truth]
+    logits[-1] = [1, 0, 0]
+    groups = [f"{n}" for n in range(100)]
+    found = score_predictions(Predictions(("a", "b", "c"), groups, groups, [""] * 100, truth, logits, []), 1.0)
+    assert found["macro_f1"] == pytest.approx(2 / 3, abs=0.01)
+    assert found["intervals"]["macro_f1"][1] < 0.7

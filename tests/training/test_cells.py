@@ -16,7 +16,7 @@ from lungscope.errors import DataError
 from lungscope.evaluation import scoring
 from lungscope.evaluation.benchmark import Cell
 from lungscope.pipeline import Analyzer
-from lungscope.training.benchmark import Bench, _joined
+from lungscope.training.benchmark import Bench, _joined, _with_films
 from lungscope.training.budget import load_budget
 from lungscope.training.engine import Hardware
 
@@ -32,7 +32,9 @@ def test_films_of_two_stores_keep_apart_where_they_are_called_the_same(
     drawn: tuple[Store, Split], tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store, split), analyzer = drawn, Analyzer(tiny)
+    store = replace(store, records=[replace(record, label="A") for record in store.records])
     other = replace(store, name="other")
+    named = Split(tuple(replace(row, store="other") for row in split.rows))
 
     def predicted(analyzer: object, store: Store, split: Split, part: str) -> scoring.Predictions:
         failed = [{"id": "9", "message": "broken"}]
@@ -40,10 +42,21 @@ def test_films_of_two_stores_keep_apart_where_they_are_called_the_same(
         return scoring.Predictions(("A", "B"), ["1"], groups, [""], np.zeros(1, np.int64), np.zeros((1, 2)), failed)
 
     monkeypatch.setattr(scoring, "predict", predicted)
-    both = _joined(analyzer, [(store, split), (other, split)], "test")
+    both = _joined(analyzer, [(store, split), (other, named)], "test")
     assert both.ids == ["drawn/1", "other/1"]
     assert [row["id"] for row in both.failed] == ["drawn/9", "other/9"]
-    assert _joined(analyzer, [drawn], "test").ids == ["1"]
+    assert _joined(analyzer, [(store, split)], "test").ids == ["1"]
+
+
+def test_a_store_for_training_alone_is_not_measured_on(bench: Bench, drawn: tuple[Store, Split]) -> None:
+    store, split = drawn
+    other = Split(tuple(replace(row, store="other", part="train") for row in split.rows))
+    both = replace(bench, data=[drawn, (replace(store, name="other"), other)])
+    cell = Cell("segmentation", "fpn-vgg16", 0)
+    assert [found.name for found, _ in both._ready(cell)] == ["drawn", "other"]
+    assert [found.name for found, _ in _with_films(both._ready(cell), "test", "mask")] == ["drawn"]
+    with pytest.raises(DataError, match="no film of the val parts has a mask, on which fpn-vgg16-seed0"):
+        replace(bench, data=both.data[1:])._ready(cell)
 
 
 def test_an_ensemble_pools_the_weights_that_its_members_results_are_of(bench: Bench) -> None:

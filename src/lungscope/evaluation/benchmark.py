@@ -19,7 +19,7 @@ from lungscope.data.layouts import radiography_source
 from lungscope.errors import DataError
 from lungscope.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
 from lungscope.evaluation.comparison import mcnemar, mixed_sources, paired, signed
-from lungscope.evaluation.metrics import ece
+from lungscope.evaluation.metrics import ece, ece_by_chance
 from lungscope.stages.classification import INPUT_NAMES, INPUTS, Input
 from lungscope.statistics import number, or_null, with_interval
 
@@ -74,6 +74,7 @@ SEGMENTATION_NOTES = (
     "A network was trained once for each seed. Intervals say how far other films would move a score, and not how far "
     "another training would: one network's lead over another is that of these two trainings.",
 )
+_COUNTED = "A film that could not be analysed counts as wrong."
 CLASSIFICATION_NOTES = (
     "The paper does not say how it parted its films, some of which are duplicates of one another. Here no duplicate "
     "group that was found is on two sides; no film says who the patient is.",
@@ -144,6 +145,16 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
                 "budget and one "
                 "split in a folder"
             )
+    names = [row["store"] for row in cells[0].get("stores", ())]
+    for cell in cells[1:]:
+        own = {row["store"]: row for row in cell.get("stores", ())}
+        if sorted(own) != sorted(names):
+            raise DataError(
+                f"{folder}: {cell['name']} is of the stores {', '.join(sorted(own))}, {cells[0]['name']} of "
+                f"{', '.join(sorted(names))}. Keep results of the same stores in a folder"
+            )
+        if names:
+            cell["stores"] = [own[name] for name in names]
     return sorted(cells, key=_order)
 
 
@@ -409,7 +420,10 @@ def _classification_tables(cells: Sequence[dict[str, Any]], times: Times) -> Ite
             (p.first, p.second, str(p.films), str(p.only_first), str(p.only_second), f"{p.p:.2g}") for p in pairs
         )
         columns = ("network", "other", "n", "only the one is right", "only the other is right", "p")
-        note = "McNemar's test, exact, two-sided, on the films of the test part; not corrected for the number of pairs."
+        note = (
+            "McNemar's test, exact for films that are independent of each other, two-sided, on the films of the test "
+            "part; not corrected for the number of pairs, nor for films of one group, which are not independent."
+        )
         yield Table("Pairs of networks, lungs alone", columns, rows, note)
     if varied := [cell for cell in cells if cell["variant"] is not None]:
         yield from _classifier_variants(varied, plain)
@@ -427,8 +441,8 @@ def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
                 number(val["log_loss"]),
                 number(val["accuracy"]),
                 number(test["uncalibrated"]["log_loss"]),
-                with_interval(test["accuracy"], test["intervals"]["accuracy"]),
-                f"{test['accuracy'] - test_accuracy:+.4f}",
+                _accuracy(cell),
+                f"{_share_right(cell).value - test_accuracy:+.4f}",
             )
         )
     names = ("validation loss", "validation accuracy", "test loss")
@@ -439,7 +453,8 @@ def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
         "test accuracy [95 %]",
         "test accuracy, ours − paper",
     )
-    return Table("Table 4: classifiers on the lungs alone", columns, tuple(rows), "Losses are before calibration.")
+    note = f"Losses are before calibration. {_COUNTED}"
+    return Table("Table 4: classifiers on the lungs alone", columns, tuple(rows), note)
 
 
 def _more(cells: Sequence[dict[str, Any]], times: Times) -> Table:
@@ -449,7 +464,7 @@ def _more(cells: Sequence[dict[str, Any]], times: Times) -> Table:
             with_interval(test["macro_f1"], test["intervals"]["macro_f1"]),
             with_interval(test["macro_auc"], test["intervals"]["macro_auc"]),
             number(test["uncalibrated"]["ece"]),
-            with_interval(test["ece"], _ece_interval(test)),
+            *_ece(test),
             number(test["temperature"], 2),
             f"{test['conformal']['coverage']:.3f}",
             str(len(test["failed"])),
@@ -466,6 +481,7 @@ def _more(cells: Sequence[dict[str, Any]], times: Times) -> Table:
         "macro AUC [95 %]",
         "ECE before",
         "ECE after [95 %]",
+        "ECE by chance",
         "temperature",
         "coverage of 95 % sets",
         "films failed",
@@ -475,19 +491,21 @@ def _more(cells: Sequence[dict[str, Any]], times: Times) -> Table:
     )
     note = (
         "ECE in 15 bins, before and after temperature scaling; temperature and sets were fitted on the validation "
-        "part. Drawing films again makes ECE larger; its intervals are moved back by that."
+        "part. Chance makes ECE larger: its intervals are corrected for that, by twice what drawing films again adds, "
+        "and beside it stands what chance alone would give, the median and what one of twenty is above."
     )
     return Table("Further scores on the test part, lungs alone", columns, rows, note)
 
 
-def _ece_interval(test: dict[str, Any]) -> tuple[float, float]:
+def _ece(test: dict[str, Any]) -> tuple[str, str]:
     films = test["per_film"]
     labels = list(test["classes"])
     truth = np.array([labels.index(film["label"]) for film in films], np.int64)
     probabilities = np.array([film["probabilities"] for film in films])
     groups = [film["group"] for film in films]
-    found = bootstrap(lambda i: ece(truth[i], probabilities[i]), groups, resamples=500, centred=True)
-    return found.low, found.high
+    found = bootstrap(lambda i: ece(truth[i], probabilities[i]), groups, resamples=500, corrected=True)
+    median, high = ece_by_chance(probabilities)
+    return with_interval(test["ece"], (found.low, found.high)), f"{number(median)}, {number(high)}"
 
 
 def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
@@ -505,7 +523,7 @@ def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
 def _controls(cells: Sequence[dict[str, Any]]) -> Table:
     note = (
         "One budget for all. A background that tells as much as the lungs means that what is learnt easily on this "
-        "data is not about lungs."
+        f"data is not about lungs. {_COUNTED}"
     )
     return _seen("What the networks see: lungs, film, background", cells, note)
 
@@ -543,13 +561,15 @@ def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return mixed_sources((_source(film), film["label"]) for film in cells[0]["test"]["per_film"])
 
 
-def _accuracy(cell: dict[str, Any], source: str | None) -> str:
-    if source is None:
-        return with_interval(cell["test"]["accuracy"], cell["test"]["intervals"]["accuracy"])
-    films = [film for film in cell["test"]["per_film"] if _source(film) == source]
-    right = [float(film["label"] == film["predicted"]) for film in films]
-    interval = bootstrap_mean(right, [film["group"] for film in films])
-    return with_interval(interval.value, (interval.low, interval.high))
+def _accuracy(cell: dict[str, Any], source: str | None = None) -> str:
+    found = _share_right(cell, source).to_json()
+    return with_interval(found["value"], (found["low"], found["high"]))
+
+
+def _share_right(cell: dict[str, Any], source: str | None = None) -> Interval:
+    """Accuracy over all films of the test part, of `source` alone where it is given."""
+    right, groups = zip(*_right(cell, source).values(), strict=True)
+    return bootstrap_mean(np.array(right, np.float64), groups)
 
 
 def _source(film: dict[str, Any]) -> str:
@@ -574,14 +594,11 @@ def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[
                 reasons[cell["variant"]] = cell["reason"]
             if (lungs or cell["variant"] is not None) and cell["input"] != "background":
                 test = cell["test"]
-                spans = [with_interval(test[score], test["intervals"][score]) for score in ("accuracy", "macro_f1")]
+                spans = [_accuracy(cell), with_interval(test["macro_f1"], test["intervals"]["macro_f1"])]
                 known = cell["variant"] is not None and "lungs" in grid
                 rows.append((_label(cell), name, *spans, _gap(cell, grid["lungs"]) if known else "–"))
             for background in (other for other in own if lungs and _same_change(cell, other)):
-                accuracies = [
-                    with_interval(side["test"]["accuracy"], side["test"]["intervals"]["accuracy"])
-                    for side in (cell, background)
-                ]
+                accuracies = [_accuracy(side) for side in (cell, background)]
                 within = (_gap(background, cell, source) for source in sources)
                 changed = cell["variant"] or background["variant"] or name
                 beside.append((_label(cell), changed, *accuracies, _gap(background, cell), *within))

@@ -26,7 +26,8 @@ _CELLS = 8_000_000
 class Interval:
     """A value on all films, and its percentile interval at `level` over resampled groups.
 
-    undefined: resamples on which the value was NaN; they are left out. The interval is NaN where all of them were.
+    undefined: resamples on which the value was NaN; they are left out. The interval is NaN where all of them were, and
+    where all others are alike, as those of one group or of films that were all right: they tell nothing of chance.
     """
 
     value: float
@@ -49,13 +50,14 @@ def bootstrap(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
-    centred: bool = False,
+    corrected: bool = False,
 ) -> Interval:
     """Interval of any statistic of film indices i64 [M], in which a film drawn twice is listed twice.
 
-    groups: one key a film [N]. centred: take from the interval by how much the resamples' mean is above the value, for
-    a statistic >= 0 that resampling moves (the bootstrap's estimate of bias; Efron and Tibshirani 1993, chapter 10);
-    it ends at 0 at the least. The statistic is called once a resample; for means, ratios and confusion
+    groups: one key a film [N]. corrected: for a statistic >= 0 that chance makes larger, take from the interval twice
+    what the resamples' mean is above the value, which itself is above the truth by about as much (the bootstrap's
+    estimate of bias; Efron and Tibshirani 1993, chapter 10). It ends at 0 at the least, and may end below the value.
+    The statistic is called once a resample; for means, ratios and confusion
     matrices the functions below need one matrix product.
     """
     group = _group_index(groups)
@@ -70,8 +72,8 @@ def bootstrap(
             offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
             values.append(statistic(order[np.repeat(starts[drawn], length) + offset]))
     value, drawn_values = statistic(np.arange(len(groups))), np.array(values, np.float64)
-    if centred:
-        drawn_values = np.maximum(0, drawn_values - (np.nanmean(drawn_values) - value))
+    if corrected:
+        drawn_values = np.maximum(0, drawn_values - 2 * (np.nanmean(drawn_values) - value))
     return _interval(value, drawn_values, level, len(groups), sizes.size)
 
 
@@ -171,7 +173,8 @@ def _interval(value: float, values: Floats, level: float, films: int, groups: in
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     defined = values[~np.isnan(values)]
     tail = (1 - level) / 2
-    low, high = np.quantile(defined, (tail, 1 - tail)) if defined.size else (math.nan, math.nan)
+    differ = defined.size > 0 and defined.min() < defined.max()
+    low, high = np.quantile(defined, (tail, 1 - tail)) if differ else (math.nan, math.nan)
     return Interval(
         float(value), float(low), float(high), level, films, groups, values.size, values.size - defined.size
     )

@@ -57,7 +57,8 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     while high - low > 1e-7:
         left, right = high - golden * (high - low), low + golden * (high - low)
         nll = [negative_log_likelihood(scores, classes, math.exp(x)) for x in (left, right)]
-        low, high = (low, right) if nll[0] < nll[1] else (left, high)
+        # Towards lower ones where both are 0: of films that are far apart.
+        low, high = (low, right) if nll[0] <= nll[1] else (left, high)
     return math.exp((low + high) / 2)
 
 

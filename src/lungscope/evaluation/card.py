@@ -162,19 +162,19 @@ def _results(metrics: dict[str, Any]) -> list[str]:
             (f"{what}: macro-F1", row["films"], with_interval(row["macro_f1"], spans["macro_f1"]),
              f"macro AUC {with_interval(row['macro_auc'], spans['macro_auc'])}"),
             (f"{what}: ECE, 15 bins", row["films"], with_interval(row["ece"], spans["ece"]),
-             f"temperature {number(row['temperature'], 2)}; log-loss {number(row['log_loss'], 3)}"),
+             f"temperature {number(row['temperature'], 2)}; log-loss {number(row['log_loss'], 3)}{_by_chance(row)}"),
         ]  # fmt: skip
     severity = metrics.get("severity", {})
     if severity.get("global"):
         score = severity["global"]
         rows.append(
-            ("global severity beside the senior radiologist's Brixia score: Spearman", severity["scored"],
+            ("global severity beside the senior radiologist's Brixia score: Spearman", _defined(severity, "global"),
              with_interval(score["ours_senior"]["spearman"], score["ours_senior"]["interval"], 2),
              _severity_beside(score))
         )  # fmt: skip
         zones = severity["zones"]
         rows.append(
-            ("severity of a zone, six a film, beside the senior radiologist's: Spearman", severity["scored"],
+            ("severity of a zone, six a film, beside the senior radiologist's: Spearman", _defined(severity, "zones"),
              with_interval(zones["ours_senior"]["spearman"], zones["ours_senior"]["interval"], 2),
              _severity_beside(zones))
         )  # fmt: skip
@@ -193,8 +193,23 @@ def _results(metrics: dict[str, Any]) -> list[str]:
             if seen is None
             else f" Severity: {len(seen)} near-duplicates of films of these sets are left out."
         )
+        if severity.get("failed"):
+            note += f" {len(severity['failed'])} of its {severity['films']} films could not be analysed."
     classified = metrics.get("classifier", [])
     return [f"## Results\n{table}\n\n{note}", *map(_by_class, classified), *_by_source(classified)]
+
+
+def _by_chance(row: dict[str, Any]) -> str:
+    """What ECE would be for chance alone; bundles of before do not say."""
+    found = row.get("ece_by_chance")
+    if found is None:
+        return ""
+    return f"; by chance alone ECE would be {number(found['median'])}, in one of twenty above {number(found['p95'])}"
+
+
+def _defined(severity: dict[str, Any], what: str) -> int:
+    """How many films or zones have a score of ours; bundles of before say of how many films they were asked."""
+    return int(severity[what]["ours_senior"].get("defined", severity["scored"]))
 
 
 def _severity_beside(score: dict[str, Any]) -> str:

@@ -21,8 +21,8 @@ def paired(one: Scored, other: Scored) -> Interval:
 
 def signed(difference: float, interval: Sequence[float]) -> str:
     """A difference and its interval: `+0.0100 [-0.0050, +0.0250]`."""
-    low, high = interval
-    return f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+    low, high = ("undefined" if math.isnan(end) else f"{end:+.4f}" for end in interval)
+    return f"{difference:+.4f} [{low}, {high}]"
 
 
 def mixed_sources(films: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

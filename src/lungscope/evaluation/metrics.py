@@ -237,6 +237,20 @@ def ece(truth: ArrayLike, probabilities: ArrayLike, bins: int = ECE_BINS) -> flo
     return sum(row.films * abs(row.accuracy - row.confidence) for row in table) / total if total else math.nan
 
 
+def ece_by_chance(probabilities: ArrayLike, bins: int = ECE_BINS, draws: int = 1000) -> tuple[float, float]:
+    """ECE, its median and 95th percentile, that chance alone gives as many films with these probabilities [N, K] where
+    each top one is right as often as it says (Bröcker and Smith 2007, "Increasing the reliability of reliability
+    diagrams"). NaN without films."""
+    top = np.asarray(probabilities, np.float64).max(axis=1)
+    if not top.size:
+        return math.nan, math.nan
+    rng = np.random.default_rng(0)
+    place = np.clip(np.ceil(top * bins).astype(np.int64) - 1, 0, bins - 1)
+    found = [np.abs(np.bincount(place, (rng.random(top.size) < top) - top, bins)).sum() for _ in range(draws)]
+    median, high = np.quantile(found, (0.5, 0.95)) / top.size
+    return float(median), float(high)
+
+
 @dataclass(frozen=True)
 class ClassificationScores:
     """What a classifier is worth on N films. Rates are 0..1; `confusion` has the true class in its rows."""

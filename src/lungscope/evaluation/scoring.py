@@ -6,6 +6,7 @@ Nothing here sees a training cache: what is scored is what ships (nnU-Net's `per
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -236,11 +237,11 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
     right = predicted == found.truth
     total = len(right) + len(found.failed)
 
-    def of_films(statistic: Callable[[Any, Any], float], *, centred: bool = False) -> list[float | None]:
+    def of_films(statistic: Callable[[Any, Any], float], *, corrected: bool = False) -> list[float | None]:
         def of_drawn(i: NDArray[np.int64]) -> float:
             return statistic(found.truth[i], probabilities[i])
 
-        return _interval(bootstrap(of_drawn, found.groups, resamples=500, centred=centred))
+        return _interval(bootstrap(of_drawn, found.groups, resamples=500, corrected=corrected))
 
     def of_class(name: str, c: int) -> list[float | None]:
         def statistic(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -249,15 +250,27 @@ def score_predictions(found: Predictions, temperature: float, conformal: Conform
 
         return _interval(bootstrap_confusion(statistic, found.truth, predicted, k, found.groups))
 
+    # Without one of the classes a resample has the mean of others.
+    classes = np.unique(found.truth)
+
+    def macro_f1(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+        whole = (confusion.sum(axis=-1)[..., classes] > 0).all(axis=-1)
+        return np.where(whole, metrics.macro_f1(confusion), np.nan)
+
+    def macro_auc(truth: NDArray[np.int64], values: NDArray[np.float64]) -> float:
+        return metrics.macro_auc(truth, values) if np.isin(classes, truth).all() else math.nan
+
+    by_chance = metrics.ece_by_chance(probabilities)
     return {
         "temperature": temperature,
         **scores.to_json(),
+        "ece_by_chance": dict(zip(("median", "p95"), by_chance, strict=True)),
         "intervals": {
             "accuracy": _interval(bootstrap_mean(right, found.groups)),
-            "macro_f1": _interval(bootstrap_confusion(metrics.macro_f1, found.truth, predicted, k, found.groups)),
-            "macro_auc": of_films(metrics.macro_auc),
-            # It sums distances, which drawing films again makes larger.
-            "ece": of_films(metrics.ece, centred=True),
+            "macro_f1": _interval(bootstrap_confusion(macro_f1, found.truth, predicted, k, found.groups)),
+            "macro_auc": of_films(macro_auc),
+            # It sums distances, which chance makes larger.
+            "ece": of_films(metrics.ece, corrected=True),
             "log_loss": of_films(metrics.log_loss),
         },
         "class_intervals": {
@@ -474,7 +487,8 @@ def _seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> 
 
 
 def _agreement(folder: Path, done: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> dict[str, Any]:
-    """Rank correlation of us and the two readers of each other, over films ("global") and over zones."""
+    """Rank correlation of us and the two readers of each other, over films ("global") and over zones. defined: how many
+    of these have both scores; a zone without lung has none of ours, nor has its film."""
     patients = [row["patient"] or row["image"] for row, _ in done]
     nan = float("nan")
     ours = np.array([[_score(result, zone) for zone in ZONES] for _, result in done], np.float64)
@@ -486,6 +500,7 @@ def _agreement(folder: Path, done: Sequence[tuple[dict[str, str], dict[str, Any]
 
     def rank(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
         return {
+            "defined": int((~np.isnan(x) & ~np.isnan(y)).sum()),
             "spearman": metrics.or_null(metrics.spearman(x.ravel(), y.ravel())),
             "interval": _interval(
                 bootstrap(lambda i: metrics.spearman(x[i].ravel(), y[i].ravel()), patients, resamples=1000)

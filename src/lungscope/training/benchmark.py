@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from lungscope.data.split import Split, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
 from lungscope.evaluation import scoring
-from lungscope.evaluation.benchmark import SCHEMA_VERSION, Cell, identity
+from lungscope.evaluation.benchmark import SCHEMA_VERSION, Cell, Kind, identity
 from lungscope.evaluation.calibration import calibrate
 from lungscope.evaluation.provenance import facts
 from lungscope.hardware import cores
@@ -177,11 +177,16 @@ class Bench:
             )
 
     def _ready(self, cell: Cell) -> list[tuple[Store, Split]]:
-        """The stores that a kind of cell can be trained on: with lung masks, or with labels."""
-        needed = "mask" if cell.kind == "segmentation" else "label"
-        return [
+        """The stores that a kind of cell can be trained on: with lung masks, or with labels. Raises DataError where
+        none has such films to be measured on."""
+        needed = _needed(cell.kind)
+        data = [
             (store, split) for store, split in self.data if any(getattr(record, needed) for record in store.records)
         ]
+        for part in ("val", "test"):
+            if data and not _with_films(data, part, needed):
+                raise DataError(f"no film of the {part} parts has a {needed}, on which {cell.name} would be measured")
+        return data
 
     def _network(self, cell: Cell) -> dict[str, Any]:
         recipe, folder, data = self.budget.recipe(cell), self.folder(cell), self._ready(cell)
@@ -298,7 +303,8 @@ def _joules(epochs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 def _score_segmenter(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, Any]:
     analyzer = Analyzer(bundle, precision="f32", streams=cores())
-    stores = [scoring.score_segmenter(analyzer, store, split, "test") for store, split in data]
+    measured = _with_films(data, "test", "mask")
+    stores = [scoring.score_segmenter(analyzer, store, split, "test") for store, split in measured]
     return {"stores": stores}
 
 
@@ -321,7 +327,7 @@ def _score_classifier(bundle: Bundle, data: Sequence[tuple[Store, Split]], lungs
 def _joined(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], part: str) -> scoring.Predictions:
     """Predictions of a part of all stores; where there are several, a film's id has its store's name before it."""
     all_found = []
-    for store, split in data:
+    for store, split in _with_films(data, part, "label"):
         found = scoring.predict(analyzer, store, split, part)
         before = f"{store.name}/" if len(data) > 1 else ""
         failed = [{**row, "id": before + row["id"]} for row in found.failed]
@@ -337,9 +343,25 @@ def _joined(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], part: str) 
     )
 
 
-def _latency(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], stage: str) -> dict[str, Any]:
+def _needed(kind: Kind) -> Literal["mask", "label"]:
+    """What a film of a kind of cell has."""
+    return "mask" if kind == "segmentation" else "label"
+
+
+def _with_films(
+    data: Sequence[tuple[Store, Split]], part: str, needed: Literal["mask", "label"]
+) -> list[tuple[Store, Split]]:
+    """The stores that have films with what is needed in a part; those of pseudo-labels have them for training alone."""
+    return [
+        (store, split)
+        for store, split in data
+        if any(getattr(store.records[i], needed) for i in split.select(store, part))
+    ]
+
+
+def _latency(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], stage: Kind) -> dict[str, Any]:
     """Milliseconds of a stage for one film after the other, on as many threads as the runtime takes."""
-    store, split = data[0]
+    store, split = _with_films(data, "test", _needed(stage))[0]
     films = [read(store.path_of(store.records[i])) for i in split.select(store, "test")[:TIMED_FILMS]]
     times = [
         result.run.timings_ms[stage]
