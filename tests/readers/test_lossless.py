@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_fill_bytes_before_a_marker_are_passed_over() -> None:
     stored = np.arange(12, dtype=np.uint16).reshape(3, 4)
     stream = jpeg_lossless(stored, 8)
     assert np.array_equal(decode(stream[:2] + b"\xff\xff" + stream[2:]), stored)
+
+
+@pytest.mark.parametrize("more", [bytes(2**22), b"\x00\x00\xff\xd0" * 2**20], ids=["data", "segments"])
+def test_no_more_is_decoded_than_the_film_holds(more: bytes) -> None:
+    stored = as_integers(draw_chest(40, 37, np.random.default_rng(0)), 12)
+    stream = jpeg_lossless(stored, 12)[:-2] + more
+    tracemalloc.start()
+    found = decode(stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, stored)
+    assert peak < 4 * len(more)
 
 
 def test_broken_streams_raise_and_nothing_else() -> None:

@@ -39,7 +39,7 @@ from pydicom.pixels.decoders.base import get_decoder
 
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
-from lungscope.readers import lossless
+from lungscope.readers import lossless, rle
 from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, Decoded, check_size, tell_memory
 
 #: Kinds of device that make films: computed and digital radiography, digitised film, and secondary captures of them.
@@ -54,13 +54,13 @@ SOP_CLASSES = (
 )
 
 #: The decoder of each transfer syntax that is read: pydicom's name of a plugin, "" where none is needed, "own" for
-#: lossless.py. 12-bit JPEG Extended is missing: no decoder under a permissive licence has it.
+#: lossless.py and rle.py. 12-bit JPEG Extended is missing: no decoder under a permissive licence has it.
 DECODERS: dict[str, str] = {
     uid.ImplicitVRLittleEndian: "",
     uid.ExplicitVRLittleEndian: "",
     uid.ExplicitVRBigEndian: "",
     uid.DeflatedExplicitVRLittleEndian: "",
-    uid.RLELossless: "pydicom",
+    uid.RLELossless: "own",
     uid.JPEGBaseline8Bit: "pillow",
     uid.JPEGExtended12Bit: "pillow",
     uid.JPEGLossless: "own",
@@ -116,7 +116,6 @@ KEYWORDS = (
 )
 
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
-_NATIVE = ("", "pydicom")
 _JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 _JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 #: Markers of JPEG before its scan: SOF0..SOF15 without DHT, JPG and DAC; DHT, DAC, DQT, DRI, APPn, COM. JPEG-LS has
@@ -291,8 +290,10 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
         )
     plugin = DECODERS[syntax]
     frame = _frame(ds, name) if syntax.is_encapsulated else b""
-    if plugin == "own":
-        array: NDArray[Any] = lossless.decode(frame)
+    if syntax == uid.RLELossless:
+        array: NDArray[Any] = rle.decode(frame, int(ds.Rows), int(ds.Columns), int(ds.BitsAllocated) // 8)
+    elif plugin == "own":
+        array = lossless.decode(frame)
     elif syntax in (uid.JPEG2000Lossless, uid.JPEG2000) and ds.PixelRepresentation == 0 and _is_unsigned(frame):
         array = _jpeg_2000(frame)
     else:
@@ -303,7 +304,8 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
     if array.shape != (ds.Rows, ds.Columns):
         raise ValueError(f"{ds.Rows} rows of {ds.Columns} pixels came out as {array.shape}")
     codes: NDArray[np.unsignedinteger[Any]] = array.view(f"u{array.itemsize}")
-    if plugin not in _NATIVE and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:
+    has_depth = syntax.is_encapsulated and syntax != uid.RLELossless
+    if has_depth and ds.PixelRepresentation == 0 and int(codes.max()) >> bits:
         raise UnreadableFileError(
             f"{name}: its header says {bits} bits are stored, its compressed data hold more. Export it again."
         )

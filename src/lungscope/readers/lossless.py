@@ -41,7 +41,7 @@ def decode(stream: bytes) -> NDArray[np.uint16]:
         raise ValueError("the restart interval is not a whole number of rows")
     image = np.empty((header.rows, header.columns), np.uint16)
     top = 0
-    for segment in _RESTART.split(stream[start:end]):
+    for segment in _RESTART.split(stream[start:end], -(-header.rows // per_segment)):
         rows = min(per_segment, header.rows - top)
         if rows <= 0:
             break
@@ -112,6 +112,7 @@ def _differences(data: bytes, count: int, header: _Header) -> Integers:
     position at once, the positions are then a walk, and the values are again computed all at once.
     """
     lengths, categories = header.tables[header.table]
+    data = data[: 4 * count]  # a code has at most 16 bits, and so have the ones after it
     padded = np.frombuffer(data + bytes(4), np.uint8).astype(np.uint32)
     words = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]  # 24 bits from each byte on
     step_of = lengths + np.where(categories < 16, categories, 0).astype(np.uint8)
