@@ -189,6 +189,38 @@ def test_a_large_header_is_refused_before_decoding(tmp_path: Path, side: int) ->
         read(path)
 
 
+def tiled_tiff(sides: list[tuple[int, int, int]]) -> bytes:
+    """A TIFF of 256 x 256 white pixels in one deflated tile; `sides`: tag, type and value of what its size is."""
+    data = zlib.compress(b"\xff" * 256 * 256)
+    entries = [(256, 3, 256), (257, 3, 256), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), *sides]
+    start = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries += [(324, 4, start), (325, 4, len(data))]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4) + data
+
+
+def test_a_tile_beyond_the_largest_film_is_refused_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "tiled.tif"
+    path.write_bytes(tiled_tiff([(322, 4, 256), (323, 3, 256)]))
+    assert (read(path).pixels == 1).all()
+    path.write_bytes(tiled_tiff([(322, 4, 16384), (323, 4, 16384)]))
+    with pytest.raises(UnsupportedImageError, match="promises 16384 x 16384"):
+        read(path)
+
+
+def test_a_big_tiff_is_read(tmp_path: Path) -> None:
+    assert read(save(Image.fromarray(GREY), tmp_path / "big.tif", big_tiff=True)).pixels == pytest.approx(GREY / 255)
+
+
+@pytest.mark.parametrize("sides", [[(322, 4, 16384), (322, 4, 256), (323, 4, 256)], [(322, 17, 16384), (323, 4, 256)]])
+def test_a_tile_of_which_readers_take_different_sizes_is_refused(
+    tmp_path: Path, sides: list[tuple[int, int, int]]
+) -> None:
+    (tmp_path / "tiled.tif").write_bytes(tiled_tiff(sides))
+    with pytest.raises(UnreadableFileError, match="not one number a side"):
+        read(tmp_path / "tiled.tif")
+
+
 def test_every_cut_of_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     whole = save(Image.fromarray(GREY), tmp_path / "whole.png").read_bytes()
     path = tmp_path / "cut.png"

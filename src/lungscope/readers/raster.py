@@ -10,6 +10,7 @@ taken for pixel spacing, as it is about paper.
 
 from __future__ import annotations
 
+import struct
 from io import BytesIO
 from typing import Any
 
@@ -38,6 +39,8 @@ _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _SAMPLE_FORMAT, _SIGNED = 339, 2
+_TILE = (322, 323)  # TileWidth, TileLength
+_SHORT, _LONG = 3, 4
 
 Samples = NDArray[np.integer[Any] | np.floating[Any]]
 
@@ -79,6 +82,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
         tags = {"Format": image.format or "", "Mode": mode, "BitsPerSample": str(bits)}
         if image.format == "TIFF":
             _check_signs(image, name)
+            _check_tiles(image, data, name, max_pixels)
             tags["Compression"] = str(image.info.get("compression", "raw"))
         inverted = image.format == "TIFF" and mode in ("I;16", "I;16B", "F") and _tiff(image, _PHOTOMETRIC) == 0
         if image.format == "PNG" and _is_plain_grey(image, data):
@@ -112,6 +116,27 @@ def _check_signs(image: Image.Image, name: str) -> None:
     kinds = _tiff(image, _SAMPLE_FORMAT)
     if isinstance(kinds, tuple) and _SIGNED in kinds and image.mode != "I":
         raise UnsupportedImageError(f"{name}: has signed integers. Give grey of 8 or 16 unsigned bits.")
+
+
+def _check_tiles(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
+    """Refuse tiles of more than `max_pixels`, which take memory whatever the picture's size (TIFF 6.0, section 15).
+
+    Their sides may stand there once, as one SHORT or LONG each: of others, Pillow and libtiff take different ones.
+    """
+    order, is_big = "<" if data.startswith(b"II") else ">", 43 in data[2:4]
+    first, count, entry, at, step = ("Q", "Q", "HHQ", 8, 20) if is_big else ("I", "H", "HHI", 4, 12)
+    (start,) = struct.unpack_from(order + first, data, at)
+    (length,) = struct.unpack_from(order + count, data, start)
+    start += struct.calcsize(order + count)
+    entries = [struct.unpack_from(order + entry, data, start + step * index) for index in range(length)]
+    tiles = [(tag, kind, values) for tag, kind, values in entries if tag in _TILE]
+    if len({tag for tag, _, _ in tiles}) < len(tiles) or any(
+        kind not in (_SHORT, _LONG) or values != 1 for _, kind, values in tiles
+    ):
+        raise ValueError("the size of its tiles is not one number a side")
+    width, height = (_tiff(image, tag) for tag in _TILE)
+    if isinstance(width, int) and isinstance(height, int):
+        check_size(width, height, name, max_pixels)
 
 
 def _tiff(image: Image.Image, tag: int) -> object:
