@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -61,6 +64,35 @@ def test_what_is_too_large_is_not_brought(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(remote, "MAX_BYTES", 10)
     with pytest.raises(UnsupportedImageError, match="at most 10 are read"):
         remote.fetch(f"file://{film}")
+
+
+def test_a_server_that_states_no_length_is_read_up_to_the_largest_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec's http needs aiohttp")
+    film = bytes(range(256)) * 1000
+
+    class Server(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            with suppress(ConnectionError):
+                for start in range(0, len(film), 1000):
+                    self.wfile.write(film[start : start + 1000])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/film.dcm"
+        monkeypatch.setattr(remote, "MAX_BYTES", len(film))
+        assert remote.fetch(url) == film
+        monkeypatch.setattr(remote, "MAX_BYTES", 10)
+        with pytest.raises(UnsupportedImageError, match="has at least 11 bytes; at most 10 are read"):
+            remote.fetch(url)
+        server.shutdown()
 
 
 def test_protocols_that_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

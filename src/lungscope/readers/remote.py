@@ -46,14 +46,30 @@ def fetch(url: str) -> bytes:
     installed."""
     files, path = _reach(url)
     try:
-        size = files.size(path) or 0
-        data = b"" if size > MAX_BYTES else files.cat_file(path)
+        size = files.size(path)
+        if not size:  # not stated
+            with files.open(path, "rb") as file:
+                data = _begin(file, MAX_BYTES + 1)
+            size = len(data)
+        else:
+            data = b"" if size > MAX_BYTES else files.cat_file(path)
     except FileNotFoundError as error:
         raise UnreadableFileError(f"{url}: does not exist. Check the address.") from error
     except Exception as error:
         raise UnreadableFileError(f"{url}: cannot be read: {_reason(error)}. Check it and its credentials.") from error
     if size > MAX_BYTES:
-        raise UnsupportedImageError(f"{url}: has {size:,} bytes; at most {MAX_BYTES:,} are read. Give a single film.")
+        least = "at least " if data else ""
+        raise UnsupportedImageError(
+            f"{url}: has {least}{size:,} bytes; at most {MAX_BYTES:,} are read. Give a single film."
+        )
+    return bytes(data)
+
+
+def _begin(file: Any, most: int) -> bytes:
+    """The first `most` bytes of a file, which may bring fewer at once than it is asked for."""
+    data = bytearray()
+    while len(data) < most and (part := file.read(most - len(data))):
+        data += part
     return bytes(data)
 
 
