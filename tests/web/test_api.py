@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -442,6 +443,56 @@ def test_a_full_queue_and_a_fast_client_are_told_to_wait(analyzer: Analyzer, fil
         assert client.get("/healthz").status_code == 200, "asking is not counted"
     with TestClient(create_app(analyzer, limits=Limits(waiting=0)), base_url="http://localhost") as client:
         assert refused(send(client, film), 429, "busy").startswith("0 films are waiting")
+
+
+def test_answers_that_nobody_reads_hold_no_memory(
+    analyzer: Analyzer, film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, clients = 2**24, 4
+    long = replace(PARTS["saliency.npy"], make=lambda job, report: bytes(size))
+    monkeypatch.setitem(PARTS, "saliency.npy", long)
+    limits = Limits(unread_bytes=clients * size)
+    with TestClient(create_app(analyzer, limits=limits), base_url="http://localhost") as client:
+        path = f"{FILM}/{send(client, film).json()['id']}/saliency.npy"
+
+        async def stall() -> tuple[list[int], int, list[int]]:
+            """Statuses of one answer more than there is room for; bytes in use while nobody reads; bytes read later."""
+            statuses: list[int] = []
+            got: list[int] = []
+            read = anyio.Event()
+
+            async def tell(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                elif len(message["body"]) > 1000:
+                    got.append(len(message["body"]))
+                    await read.wait()
+
+            async with anyio.create_task_group() as group:
+                scope = {
+                    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "path": path,
+                    "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http", "state": {},
+                    "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1), "server": ("localhost", 80),
+                }  # fmt: skip
+                for number in range(clients):
+                    group.start_soon(client.app, dict(scope), anyio.sleep_forever, tell)
+                    while len(got) <= number:
+                        await anyio.sleep(0.01)
+                held = tracemalloc.get_traced_memory()[0]
+                await client.app(dict(scope), anyio.sleep_forever, tell)
+                read.set()
+            return statuses, held, got
+
+        tracemalloc.start()
+        try:
+            assert client.portal is not None
+            statuses, held, got = client.portal.call(stall)
+        finally:
+            tracemalloc.stop()
+        assert statuses == [200] * clients + [429]
+        assert held < size / 2
+        assert sum(got) == clients * size
+        assert client.get(path).content == bytes(size), "there is room again"
 
 
 def test_openapi_names_every_part_and_every_error(client: TestClient) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, cast
+from tempfile import TemporaryFile
+from typing import Annotated, Any, BinaryIO, Literal, cast
 from urllib.parse import quote
 
 import anyio.to_thread
@@ -39,12 +40,12 @@ from lungscope.errors import (
     TooLargeError,
 )
 from lungscope.pipeline import Analyzer
-from lungscope.report import DISCLAIMER
-from lungscope.web.answers import ErrorBody, Problem, answer, body
+from lungscope.report import DISCLAIMER, Report
+from lungscope.web.answers import BLOCK, ErrorBody, Outbox, Problem, answer, body
 from lungscope.web.jobs import FINISHED, Job, Jobs, Upload
 from lungscope.web.limits import Gate, Limits
 from lungscope.web.metrics import Metrics
-from lungscope.web.parts import PARTS, write_all
+from lungscope.web.parts import PARTS, Part, write_all
 
 STATIC = Path(__file__).parent / "static"
 #: What an uploaded file may say that it is. What it is, its content decides.
@@ -123,6 +124,7 @@ class Service:
     jobs: Jobs
     metrics: Metrics
     makers: CapacityLimiter
+    outbox: Outbox
     demo: Path | None
 
 
@@ -145,8 +147,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         writer = None if keep is None else partial(write_all, root=keep)
-        jobs = Jobs(analyzer, limits, metrics, workers=workers, keep=writer)
-        app.state.service = Service(analyzer, limits, jobs, metrics, CapacityLimiter(MAKERS), demo)
+        jobs, outbox = Jobs(analyzer, limits, metrics, workers=workers, keep=writer), Outbox(limits.unread_bytes)
+        app.state.service = Service(analyzer, limits, jobs, metrics, CapacityLimiter(MAKERS), outbox, demo)
         sweeper = asyncio.create_task(jobs.sweep())
         yield
         sweeper.cancel()
@@ -312,10 +314,13 @@ async def part(
         raise NotReadyError(f"{job.name} is still {job.status}. Follow its events, then ask again.")
     if service.makers.statistics().tasks_waiting >= MAKERS_QUEUE:
         raise BusyError(f"{MAKERS_QUEUE} parts are being made. Wait, then ask again.", retry_after=2)
-    data = await anyio.to_thread.run_sync(made.make, job, report, limiter=service.makers)
+    data = await anyio.to_thread.run_sync(_made, made, job, report, limiter=service.makers)
     name = quote(f"{PurePosixPath(job.name).stem}-{part}", safe="")
     kind = "attachment" if made.save else "inline"
-    return Response(data, media_type=made.media, headers={"Content-Disposition": f"{kind}; filename*=utf-8''{name}"})
+    headers = {"Content-Disposition": f"{kind}; filename*=utf-8''{name}"}
+    if isinstance(data, bytes):
+        return Response(data, media_type=made.media, headers=headers)
+    return service.outbox.answer(data, made.media, headers)
 
 
 @router.get("/v1/models", tags=["server"])
@@ -397,6 +402,19 @@ def plain_name(name: str) -> str:
     """A client's file name without its path and what no name has; never empty, at most 120 characters."""
     base = PurePosixPath(name.replace("\\", "/")).name
     return "".join(letter for letter in base if letter.isprintable()).strip(". ")[-120:] or "film"
+
+
+def _made(part: Part, job: Job, report: Report) -> bytes | BinaryIO:
+    """A part; a long one in a file without a name, so that it takes no memory while its client reads it or does not."""
+    data = part.make(job, report)
+    if len(data) <= BLOCK:
+        return data
+    with ExitStack() as stack:
+        file = stack.enter_context(TemporaryFile())
+        file.write(data)
+        file.flush()
+        stack.pop_all()
+        return cast(BinaryIO, file)
 
 
 async def _created(job: Job, service: Service, response: Response, wait: bool) -> Analysis:

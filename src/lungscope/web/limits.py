@@ -43,7 +43,8 @@ class Limits:
 
     waiting: films that may arrive or wait at once. per_minute: films of one client, as many at once; 0 for any number.
     requests: requests answered at once. kept_seconds: how long a result stays after it was last asked for.
-    kept_bytes: of all results together; those asked for longest ago go first.
+    kept_bytes: of all results together; those asked for longest ago go first. unread_bytes: of long answers that
+    clients have not read to their end yet.
     """
 
     upload_bytes: int = 64 * 2**20
@@ -54,6 +55,7 @@ class Limits:
     requests: int = 256
     kept_seconds: float = 30 * 60
     kept_bytes: int = 4 * 2**30
+    unread_bytes: int = 4 * 2**30
 
 
 class Rate:
