@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,8 @@ def test_a_section_of_precisions_that_makes_no_sense_is_refused(
     alter(bundle, lambda d: d.update(precision=section))
     with pytest.raises(BundleError, match=why):
         Bundle.load(bundle)
+
+
+def test_bundles_that_differ_in_a_limit_alone_are_told_apart(tmp_path: Path) -> None:
+    one, other = (Bundle.load(write_bundle(tmp_path / str(n), opacity=True)) for n in range(2))
+    assert one.sha256 == other.sha256 != replace(other, manifest={**other.manifest, "segmenter": {}}).sha256

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +57,11 @@ class Bundle:
         """Hold every file against its SHA-256. Raises BundleError for one that is missing or altered."""
         for name, digest in self.files.items():
             _verify(self.root / name, digest)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest, which names every file by its own, and every limit."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     @property
     def weights(self) -> tuple[Weights, ...]:

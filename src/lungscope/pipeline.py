@@ -148,6 +148,7 @@ class Analyzer:
             versions=self.versions,
             bundle=self.bundle.name,
             bundle_version=self.bundle.version,
+            manifest=self.bundle.sha256,
             weights={weights.path.name: weights.sha256 for weights in self.bundle.weights},
             device=self.device,
             precision=precision,

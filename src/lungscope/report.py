@@ -39,13 +39,15 @@ SECTIONS = (
 class RunInfo:
     """How a report was made.
 
-    versions: of lungscope and what it computes with. weights: SHA-256 by file name. timings_ms: by stage.
+    versions: of lungscope and what it computes with. manifest: SHA-256 of the bundle's, which names all files and limits.
+    weights: SHA-256 by file name. timings_ms: by stage.
     """
 
     created: str
     versions: dict[str, str]
     bundle: str
     bundle_version: str
+    manifest: str
     weights: dict[str, str]
     device: str
     precision: str
@@ -56,7 +58,12 @@ class RunInfo:
         return {
             "created": self.created,
             "versions": self.versions,
-            "bundle": {"name": self.bundle, "version": self.bundle_version, "weights": self.weights},
+            "bundle": {
+                "name": self.bundle,
+                "version": self.bundle_version,
+                "manifest": self.manifest,
+                "weights": self.weights,
+            },
             "device": self.device,
             "precision": self.precision,
             "timings_ms": self.timings_ms,

@@ -228,7 +228,7 @@ def test_objects_belong_to_the_film_and_say_who_made_them(analyzer: Analyzer, tm
     assert "burned in" in objects["overlay"].DerivationDescription
 
 
-def test_uids_depend_on_film_and_weights_and_not_on_the_day(analyzer: Analyzer, tmp_path: Path) -> None:
+def test_uids_depend_on_film_and_bundle_and_not_on_the_day(analyzer: Analyzer, tmp_path: Path) -> None:
     path = FILMS["DX"](tmp_path)
     first = analyzer.analyze(path)
     objects = dicom.objects(first)
@@ -237,8 +237,9 @@ def test_uids_depend_on_film_and_weights_and_not_on_the_day(analyzer: Analyzer, 
     moved = analyzer.analyze(path.rename(tmp_path / "elsewhere.dcm"))
     later = replace(moved, run=replace(moved.run, created="2031-01-01T00:00:00+00:00"))
     assert uids(dicom.objects(later)) == uids(objects)
-    other = replace(later, run=replace(later.run, weights={"segmenter.onnx": "0" * 64}))
-    assert not uids(dicom.objects(other)) & uids(objects)
+    for changed in ({"weights": {"segmenter.onnx": "0" * 64}}, {"manifest": "0" * 64}):
+        other = replace(later, run=replace(later.run, **changed))
+        assert not uids(dicom.objects(other)) & uids(objects)
     assert all(uid.UID(value).is_valid and value.startswith("2.25.") for value in uids(objects))
 
 

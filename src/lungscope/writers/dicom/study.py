@@ -114,13 +114,9 @@ class Study:
         return cls(report, header, _as_capture(header, report), sop_class, is_new, _moment(report, zone))
 
     def uid(self, *names: str) -> UID:
-        """A UID for what `names` say, always the same for one film analysed with the same weights in the same way."""
+        """A UID for what `names` say, always the same for one film analysed with the same bundle in the same way."""
         run = self.report.run
-        answer = self.report.classification
-        # Weights calibrated anew give other answers.
-        calibration = "" if answer is None else f"{answer.temperature} {answer.conformal}"
-        how = (run.versions["lungscope"], *sorted(run.weights.values()), run.device, run.precision)
-        how += (run.bundle, run.bundle_version, calibration)
+        how = (run.versions["lungscope"], run.manifest, *sorted(run.weights.values()), run.device, run.precision)
         return _uid(self.film.SOPInstanceUID, self.report.source.sha256, *how, *names)
 
     @property
