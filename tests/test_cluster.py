@@ -19,7 +19,7 @@ import pytest
 
 from films import TISSUE, draw, save
 from lungscope import batch
-from lungscope.cluster import TRIES, Worker, connect, run_films
+from lungscope.cluster import TRIES, Worker, _until, connect, run_films
 from lungscope.errors import ClusterError
 from lungscope.pipeline import Analyzer
 from lungscope.readers import remote
@@ -181,6 +181,56 @@ def test_a_run_over_urls_is_interrupted_and_goes_on(
             entry.pop("made_with")
         assert row == there
     assert rows(out)[-1]["error"]["message"] == f"{folder.as_uri()}/missing.png: does not exist. Check the address."
+
+
+@pytest.mark.slow
+def test_a_run_whose_films_never_come_is_interrupted(address: str, analyzer: Analyzer, tmp_path: Path) -> None:
+    import ray
+
+    film = str(save(tmp_path / "film.png", draw()))
+    cores = ray.util.placement_group([{"CPU": WORKERS}])  # no worker can start, as after the loss of a machine
+    ray.get(cores.ready(), timeout=120)
+    stop, runs = threading.Event(), []
+
+    def work() -> None:
+        runs.append(run_films(analyzer, [film], tmp_path / "out", ["csv"], WORKERS, stop=stop))
+
+    runner = threading.Thread(target=work, daemon=True)
+    runner.start()
+    runner.join(3)
+    assert runner.is_alive()
+    stop.set()
+    runner.join(30)
+    ray.util.remove_placement_group(cores)
+    for thread in threading.enumerate():
+        if thread.name == "rows":
+            thread.join(120)
+            assert not thread.is_alive(), "what was begun ends with the rows that come next"
+    assert [(run["done"], run["interrupted"]) for run in runs] == [(0, True)]
+    assert rows(tmp_path / "out") == []
+
+
+def test_a_stop_is_seen_while_nothing_comes() -> None:
+    stop = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        stop.set()
+        threading.Event().wait()
+
+    assert list(_until(stop, items())) == [1]
+
+
+def test_what_comes_is_handed_on_to_its_end_and_so_is_an_error() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ClusterError("lost")
+
+    assert list(_until(None, range(3))) == [0, 1, 2]
+    found = _until(threading.Event(), items())
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ClusterError, match="lost"):
+        next(found)
 
 
 @pytest.mark.slow

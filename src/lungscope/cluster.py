@@ -10,12 +10,13 @@ import secrets
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import Event
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 import cv2
 
@@ -36,6 +37,10 @@ BLOCK = 16
 TRIES = 3
 #: Seconds to wait for the head of a cluster.
 PATIENCE = 10
+#: Seconds between looks for a stop while no rows come.
+LOOK = 0.5
+
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -49,6 +54,8 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A thread that still waits for rows when Ray is left would start another.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if address == "local" and "ray" not in sys.modules:  # which reads them when it is imported
         # Its ports are open to the network: let in nobody else. And it is no background work.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -139,16 +146,48 @@ def _entries(
         max_task_retries=-1,
     )
     try:
-        for batch in rows.iter_batches(batch_size=None):
+        for batch in _until(stop, rows.iter_batches(batch_size=None)):
             for text in batch["row"].tolist():
                 entry = json.loads(text)
                 if isinstance(entry, str):
                     raise ClusterError(entry)
                 yield entry
-            if stop is not None and stop.is_set():
-                return
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray can not go on: {error}. What was done can be resumed.") from error
+
+
+def _until(stop: Event | None, items: Iterable[Item]) -> Iterator[Item]:
+    """`items` as they come, until `stop` is set, even while none comes. What they raise is raised here.
+
+    They are taken on a thread that nothing waits for: of a machine that is lost the next may never come.
+    """
+    come: SimpleQueue[Item | BaseException | None] = SimpleQueue()
+    gone = Event()
+
+    def take() -> None:
+        try:
+            for item in items:
+                if gone.is_set():
+                    return
+                come.put(item)
+            come.put(None)
+        except BaseException as error:
+            come.put(error)
+
+    Thread(target=take, name="rows", daemon=True).start()
+    try:
+        while stop is None or not stop.is_set() or not come.empty():
+            try:
+                item = come.get(timeout=LOOK)
+            except Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        gone.set()
 
 
 class Attempts:
