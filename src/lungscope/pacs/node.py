@@ -83,10 +83,10 @@ class Node:
         #: By the name of a film: how often it could not be read, or held in memory.
         self._faults: Counter[str] = Counter()
         self._threads = [
-            Thread(target=self._repeat, args=(step, wake), name=name, daemon=True)
-            for name, step, wake in (
-                ("analysis", self._analyse_next, self._films),
-                ("delivery", self._deliver_due, self._results),
+            Thread(target=self._repeat, args=(step, wake, relief), name=name, daemon=True)
+            for name, step, wake, relief in (
+                ("analysis", self._analyse_next, self._films, self._stop),
+                ("delivery", self._deliver_due, self._results, self._results),
             )
         ]
 
@@ -126,9 +126,9 @@ class Node:
         queue = {stage: self._spool.depth(stage) for stage in STAGES if stage != "sent"}
         return well, {"status": "ok" if well else "broken", "works": works, "queue": queue}
 
-    def _repeat(self, step: Callable[[], bool], wake: Event) -> None:
+    def _repeat(self, step: Callable[[], bool], wake: Event, relief: Event) -> None:
         """Do `step` until the node stops, as fast as it finds work, with pauses where the machine does not do its part
-        (`FAULTS`) or the destination is away."""
+        (`FAULTS`) or the destination is away. relief: ends a pause before its time, but for the first seconds."""
         pause = FIRST_PAUSE
         while not self._stop.is_set():
             wake.clear()
@@ -142,7 +142,9 @@ class Node:
                 if not found:
                     wake.wait(LOOK)
                 continue
-            self._stop.wait(pause)  # here, where the error and what it holds of a film are gone
+            # Here, where the error and what it holds of a film are gone.
+            if not self._stop.wait(FIRST_PAUSE):
+                relief.wait(pause - FIRST_PAUSE)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _analyse_next(self) -> bool:
@@ -213,9 +215,10 @@ class Node:
 
     def _deliver_due(self) -> bool:
         """Send every delivery that is due. False where none is. Raises DeliveryError where the destination is away: the
-        first ones fail, and none gets through. Each that fails waits alone, so that the next round begins with others.
+        first ones fail, and none gets through. Each that fails waits alone, and those that failed least come first.
         """
         due = [path for path in self._spool.deliveries() if self._waits.get(path.name, (0, 0, 0))[0] <= monotonic()]
+        due.sort(key=lambda path: self._waits.get(path.name, (0, 0, 0))[1])
         failed: dict[Path, Exception] = {}
         through = False
         for delivery in due:
