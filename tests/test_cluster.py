@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -219,6 +220,23 @@ def test_a_stop_is_seen_while_nothing_comes() -> None:
         threading.Event().wait()
 
     assert list(_until(stop, items())) == [1]
+
+
+def test_items_that_go_on_coming_end_with_the_stop_and_are_not_taken_ahead_of_need() -> None:
+    stop, taken = threading.Event(), []
+
+    def items() -> Iterator[int]:
+        for n in itertools.count():
+            taken.append(n)
+            yield n
+
+    found = []
+    for n in _until(stop, items()):
+        found.append(n)
+        if n == 20:
+            assert len(taken) <= 20 + 4
+            stop.set()
+    assert found[:21] == list(range(21)) and len(found) <= 21 + 3
 
 
 def test_what_comes_is_handed_on_to_its_end_and_so_is_an_error() -> None:

@@ -60,7 +60,7 @@ class Bundle:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the manifest, which names every file by its own, and every limit."""
+        """SHA-256 of the manifest's content as sorted JSON: it names every file by its own, and every limit."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     @property

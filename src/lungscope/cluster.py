@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, Full, Queue
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -159,27 +159,38 @@ def _entries(
 def _until(stop: Event | None, items: Iterable[Item]) -> Iterator[Item]:
     """`items` as they come, until `stop` is set, even while none comes. What they raise is raised here.
 
-    They are taken on a thread that nothing waits for: of a machine that is lost the next may never come.
+    They are taken on a thread that nothing waits for: of a machine that is lost the next may never come. It is never
+    more than two items ahead.
     """
-    come: SimpleQueue[Item | BaseException | None] = SimpleQueue()
+    come: Queue[Item | BaseException | None] = Queue(maxsize=1)
     gone = Event()
+
+    def hand(what: Item | BaseException | None) -> None:
+        while not gone.is_set():
+            with suppress(Full):
+                come.put(what, timeout=LOOK)
+                return
 
     def take() -> None:
         try:
             for item in items:
+                hand(item)
                 if gone.is_set():
                     return
-                come.put(item)
-            come.put(None)
+            hand(None)
         except BaseException as error:
-            come.put(error)
+            hand(error)
 
     Thread(target=take, name="rows", daemon=True).start()
     try:
-        while stop is None or not stop.is_set() or not come.empty():
+        while True:
+            if stop is not None and stop.is_set():
+                gone.set()
             try:
                 item = come.get(timeout=LOOK)
             except Empty:
+                if gone.is_set():
+                    return
                 continue
             if item is None:
                 return

@@ -39,7 +39,7 @@ SECTIONS = (
 class RunInfo:
     """How a report was made.
 
-    versions: of lungscope and what it computes with. manifest: SHA-256 of the bundle's, with its files and limits.
+    versions: of lungscope and what it computes with. manifest: `Bundle.sha256` of its bundle.
     weights: SHA-256 by file name. timings_ms: by stage.
     """
 

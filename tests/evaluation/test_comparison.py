@@ -60,3 +60,8 @@ def test_accuracy_is_compared_on_what_both_answered_and_within_mixed_sources() -
     assert list(found["sources"]) == ["A"]
     assert (found["sources"]["A"]["films"], found["sources"]["A"]["difference"]) == (4, pytest.approx(1 / 4))
     assert accuracy_less(result("xyyyxx", without="abcdef"), result("xxxxyx")) == {"all": None, "sources": {"A": None}}
+
+
+def test_a_difference_without_an_interval_is_said_so() -> None:
+    assert signed(0.0, (float("nan"), float("nan"))) == signed(0.0, (None, None)) == "+0.0000 [undefined, undefined]"
+    assert signed(0.01, (-0.005, 0.025)) == "+0.0100 [-0.0050, +0.0250]"

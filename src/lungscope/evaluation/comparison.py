@@ -19,9 +19,9 @@ def paired(one: Scored, other: Scored) -> Interval:
     return bootstrap_mean([one[film][0] - other[film][0] for film in both], [one[film][1] for film in both])
 
 
-def signed(difference: float, interval: Sequence[float]) -> str:
+def signed(difference: float, interval: Sequence[float | None]) -> str:
     """A difference and its interval: `+0.0100 [-0.0050, +0.0250]`."""
-    low, high = ("undefined" if math.isnan(end) else f"{end:+.4f}" for end in interval)
+    low, high = ("undefined" if end is None or math.isnan(end) else f"{end:+.4f}" for end in interval)
     return f"{difference:+.4f} [{low}, {high}]"
 
 

@@ -128,7 +128,7 @@ def _check_tiles(image: Image.Image, data: bytes, name: str, max_pixels: int) ->
     (start,) = struct.unpack_from(order + first, data, at)
     (length,) = struct.unpack_from(order + count, data, start)
     start += struct.calcsize(order + count)
-    entries = [struct.unpack_from(order + entry, data, start + step * index) for index in range(length)]
+    entries = (struct.unpack_from(order + entry, data, start + step * index) for index in range(length))
     tiles = [(tag, kind, values) for tag, kind, values in entries if tag in _TILE]
     if len({tag for tag, _, _ in tiles}) < len(tiles) or any(
         kind not in (_SHORT, _LONG) or values != 1 for _, kind, values in tiles

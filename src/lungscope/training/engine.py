@@ -338,7 +338,8 @@ class Run:
         """Train phase after phase; a phase that is done is skipped, one that was cut off goes on from its last epoch.
 
         build_network: size → nn.Module. build_task: (network, phase, seed) → Task. Returns the path of the run's
-        weights. Raises RecipeError where `folder` already holds a run of another recipe or seed.
+        weights. Raises RecipeError where `folder` already holds a run of another recipe, seed, precision or number of
+        processes, of other facts or other initial weights.
         """
         self._claim_folder()
         keep_freed_memory(None)
