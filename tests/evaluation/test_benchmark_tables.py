@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -321,6 +322,20 @@ def test_names_at_the_end_of_curves_do_not_overlap() -> None:
     places = sorted(float(e.attrib["y"]) for e in picture.iter() if (e.text or "").startswith("network "))
     assert len(places) == 15
     assert min(b - a for a, b in itertools.pairwise(places)) >= 13.9
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_a_score_without_an_interval_is_drawn_without_one(kind: Kind, tmp_path: Path) -> None:
+    if kind == "segmentation":
+        one = segmenter("fpn-vgg16", [0.0, 0.0])
+        one["stores"][0]["scores"]["dice"] = {"mean": 0.0, "interval": [None, None], "p5": 0.0}
+    else:
+        one = classifier("coatnet0", "ABABABABAB")
+        one["test"]["intervals"] = {**one["test"]["intervals"], "accuracy": [None, None]}
+    pages = {path.name: path for path in render(write(tmp_path, [one]), kind)}
+    assert "[undefined, undefined]" in pages[f"{kind}.md"].read_text(encoding="utf-8")
+    for path in pages.values():
+        assert not re.search(r"\bnan\b", path.read_text(encoding="utf-8"), re.IGNORECASE), path.name
 
 
 def test_a_page_names_the_gpu_that_trained(tmp_path: Path) -> None:

@@ -505,7 +505,7 @@ def _ece(test: dict[str, Any]) -> tuple[str, str]:
     groups = [film["group"] for film in films]
     found = bootstrap(lambda i: ece(truth[i], probabilities[i]), groups, resamples=500, corrected=True)
     median, high = ece_by_chance(probabilities)
-    return with_interval(test["ece"], (found.low, found.high)), f"{number(median)}, {number(high)}"
+    return with_interval(test["ece"], (or_null(found.low), or_null(found.high))), f"{number(median)}, {number(high)}"
 
 
 def _by_class(cells: Sequence[dict[str, Any]]) -> Table:

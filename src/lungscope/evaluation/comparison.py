@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lungscope.evaluation.bootstrap import Interval, bootstrap_mean
+from lungscope.statistics import or_null
 
 #: By film: what was found, as a number, and the film's group.
 Scored = Mapping[str, tuple[float, str]]
@@ -35,7 +36,8 @@ def mixed_sources(films: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def accuracy_less(control: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy of one result of `scoring.score_classifier` less another's, over the films that both answered, with a
-    95 % interval over groups; the same within each source of several classes. None where there is no such film."""
+    95 % interval over groups (null where it is undefined); the same within each source of several classes. None where
+    there is no such film."""
 
     def within(source: str | None) -> dict[str, Any] | None:
         one, other = (
@@ -49,7 +51,7 @@ def accuracy_less(control: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict
         if not one.keys() & other.keys():
             return None
         found = paired(one, other)
-        return {"films": found.films, "difference": found.value, "interval": [found.low, found.high]}
+        return {"films": found.films, "difference": found.value, "interval": [or_null(found.low), or_null(found.high)]}
 
     names = mixed_sources((film["source"], film["label"]) for film in bundle["per_film"])
     return {"all": within(None), "sources": {name: within(name) for name in names}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -149,15 +149,20 @@ def _millions(cell: dict[str, Any]) -> float:
 def _segmenter_point(cell: dict[str, Any], size: Any) -> plots.Point:
     score = cell["stores"][0]["scores"]["dice"]
     decoder, _, encoder = cell["network"].partition("-")
-    low, high = score["interval"]
+    low, high = _ends(score["mean"], score["interval"])
     return plots.Point(decoder, encoder, size(cell), score["mean"], low, high)
 
 
 def _classifier_point(cell: dict[str, Any], size: Any = None, group: str = "") -> plots.Point:
     test = cell["test"]
-    low, high = test["intervals"]["accuracy"]
+    low, high = _ends(test["accuracy"], test["intervals"]["accuracy"])
     x = 0.0 if size is None else size(cell)
     return plots.Point(cell["network"], group or INPUT_NAMES[cell["input"]], x, test["accuracy"], low, high)
+
+
+def _ends(value: float, interval: Sequence[float | None]) -> Iterator[float]:
+    """Where the line of a score in a plot ends: at the score itself where it has no interval."""
+    return (value if end is None else end for end in interval)
 
 
 def _box(cell: dict[str, Any], store: int) -> plots.Box:
