@@ -16,7 +16,7 @@ GOOD = Gate(
     accuracy=Compared(1000, 0.93, 0.93 - 0.002),
     same_mask=0.995,
     same_class=0.998,
-    speed=1.5,
+    speed=2.0,
 )
 BAD = replace(GOOD, same_class=0.5)
 INT8 = ("FP32", "INT8", "BIN", "EXPORT_IMPORT")
@@ -75,8 +75,8 @@ def test_a_gate_is_failed_past_any_limit(change: dict[str, Any], why: str) -> No
         ("cpu", BF16, {"int8": BAD, "bf16": GOOD}, True, AMX, "bf16", "int8: its gate failed"),
         ("cpu", BF16, {"int8": BAD, "bf16": GOOD}, True, ZEN, "f32", "bf16: this processor has no amx_bf16"),
         ("cpu", BF16, {"int8": GOOD, "bf16": GOOD}, True, AMX, "int8", "native"),
-        ("cpu", BF16, {"int8": GOOD, "bf16": replace(GOOD, speed=1.6)}, True, AMX, "bf16", "int8: slower"),
-        ("cpu", BF16, {"int8": replace(GOOD, speed=1.1)}, True, AMX, "f32", "int8: 1.10 times as fast as f32"),
+        ("cpu", BF16, {"int8": GOOD, "bf16": replace(GOOD, speed=2.1)}, True, AMX, "bf16", "int8: slower"),
+        ("cpu", BF16, {"int8": replace(GOOD, speed=1.9)}, True, AMX, "f32", "int8: 1.90 times as fast as f32"),
         ("cpu", BF16, {"bf16": GOOD}, False, AMX, "bf16", "native"),
         ("cpu", BF16, {"bf16": BAD}, False, AMX, "f32", "bf16: its gate failed"),
         ("cpu", BF16, {"f16": GOOD}, False, AMX, "f32", "bf16: its gate was not measured"),
