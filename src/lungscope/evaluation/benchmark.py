@@ -505,7 +505,7 @@ def _ece(test: dict[str, Any]) -> tuple[str, str]:
     groups = [film["group"] for film in films]
     found = bootstrap(lambda i: ece(truth[i], probabilities[i]), groups, resamples=500, corrected=True)
     median, high = ece_by_chance(probabilities)
-    return with_interval(test["ece"], (or_null(found.low), or_null(found.high))), f"{number(median)}, {number(high)}"
+    return with_interval(test["ece"], found.ends), f"{number(median)}, {number(high)}"
 
 
 def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
@@ -562,8 +562,8 @@ def _mixed_sources(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _accuracy(cell: dict[str, Any], source: str | None = None) -> str:
-    found = _share_right(cell, source).to_json()
-    return with_interval(found["value"], (found["low"], found["high"]))
+    found = _share_right(cell, source)
+    return with_interval(found.value, found.ends)
 
 
 def _share_right(cell: dict[str, Any], source: str | None = None) -> Interval:
@@ -668,7 +668,7 @@ def _label(cell: dict[str, Any]) -> str:
 
 
 def _signed(difference: Interval) -> str:
-    return signed(difference.value, (difference.low, difference.high))
+    return signed(difference.value, difference.ends)
 
 
 def _with_span(score: dict[str, Any]) -> str:

@@ -39,6 +39,11 @@ class Interval:
     resamples: int
     undefined: int
 
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """low and high; None where they are NaN."""
+        return or_null(self.low), or_null(self.high)
+
     def to_json(self) -> dict[str, float | int | None]:
         return {name: or_null(value) for name, value in vars(self).items()}
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lungscope.evaluation.bootstrap import Interval, bootstrap_mean
-from lungscope.statistics import or_null
 
 #: By film: what was found, as a number, and the film's group.
 Scored = Mapping[str, tuple[float, str]]
@@ -51,7 +50,7 @@ def accuracy_less(control: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict
         if not one.keys() & other.keys():
             return None
         found = paired(one, other)
-        return {"films": found.films, "difference": found.value, "interval": [or_null(found.low), or_null(found.high)]}
+        return {"films": found.films, "difference": found.value, "interval": list(found.ends)}
 
     names = mixed_sources((film["source"], film["label"]) for film in bundle["per_film"])
     return {"all": within(None), "sources": {name: within(name) for name in names}}

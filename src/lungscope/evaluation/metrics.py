@@ -224,10 +224,15 @@ def reliability(truth: ArrayLike, probabilities: ArrayLike, bins: int = ECE_BINS
     """Top-label confidence against accuracy in `bins` equal-width bins (Guo et al. 2017, section 2)."""
     t, p = _scored(truth, probabilities)
     top, right = p.max(axis=1), p.argmax(axis=1) == t
-    place = np.clip(np.ceil(top * bins).astype(np.int64) - 1, 0, bins - 1)
+    place = _bin_of(top, bins)
     films, confidence, hits = (np.bincount(place, weights, bins) for weights in (None, top, right.astype(np.float64)))
     rows = enumerate(zip(films, ratio(confidence, films), ratio(hits, films), strict=True))
     return tuple(ReliabilityBin(i / bins, (i + 1) / bins, int(n), float(c), float(a)) for i, (n, c, a) in rows)
+
+
+def _bin_of(top: Floats, bins: int) -> Integers:
+    """In which of `bins` equal ones, each without its lower end, top probabilities [N] lie; 0 is in the first."""
+    return np.clip(np.ceil(top * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def ece(truth: ArrayLike, probabilities: ArrayLike, bins: int = ECE_BINS) -> float:
@@ -244,8 +249,7 @@ def ece_by_chance(probabilities: ArrayLike, bins: int = ECE_BINS, draws: int = 1
     top = np.asarray(probabilities, np.float64).max(axis=1)
     if not top.size:
         return math.nan, math.nan
-    rng = np.random.default_rng(0)
-    place = np.clip(np.ceil(top * bins).astype(np.int64) - 1, 0, bins - 1)
+    rng, place = np.random.default_rng(0), _bin_of(top, bins)
     found = [np.abs(np.bincount(place, (rng.random(top.size) < top) - top, bins)).sum() for _ in range(draws)]
     median, high = np.quantile(found, (0.5, 0.95)) / top.size
     return float(median), float(high)

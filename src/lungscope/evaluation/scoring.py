@@ -544,4 +544,4 @@ def _table(path: Path, columns: set[str]) -> list[dict[str, str]]:
 
 
 def _interval(interval: Any) -> list[float | None]:
-    return [metrics.or_null(interval.low), metrics.or_null(interval.high)]
+    return list(interval.ends)

@@ -24,7 +24,7 @@ from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import LabelledViews
 from lungscope.training.networks import build_classifier
 from lungscope.training.recipe import Phase, Recipe
-from lungscope.training.views import cut_views, lung_facts, view_facts
+from lungscope.training.views import cut_views, finder_facts, view_facts
 from lungscope.training.weights import refuse_other_parts
 
 log = logging.getLogger(__name__)
@@ -167,13 +167,11 @@ def train_classifier(
         refuse_other_parts(initial, data)
     spec = view or view_spec("lungs", recipe)
     names, train, val = labelled_views(data, bundle, spec)
-    finder = bundle.segmenter
     facts = {
         "network": recipe.network,
         "labels": names,
         **view_facts(spec),
-        "segmenter": {member.path.name: member.sha256 for member in finder.members},
-        "lungs": lung_facts(finder.pool, finder.threshold, finder.size),
+        **finder_facts(bundle),
         "stores": [store.name for store, _ in data],
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),

@@ -63,6 +63,15 @@ def lung_facts(pool: str, threshold: float, size: int) -> dict[str, Any]:
     return {"pool": pool, "threshold": threshold, "size": size}
 
 
+def finder_facts(bundle: Bundle) -> dict[str, Any]:
+    """Which segmenter of a bundle finds the lungs, and how, as it stands in the facts of a classifier's run."""
+    finder = bundle.segmenter
+    return {
+        "segmenter": {member.path.name: member.sha256 for member in finder.members},
+        "lungs": lung_facts(finder.pool, finder.threshold, finder.size),
+    }
+
+
 def view_facts(spec: ViewSpec) -> dict[str, Any]:
     """A view as it stands in the facts of a run; `view_of` reads it back."""
     return {"shown": spec.input, **{key: value for key, value in asdict(spec).items() if key != "input"}}
