@@ -94,13 +94,21 @@ def send(port: int, films: Sequence[Dataset], **options: Any) -> list[int | None
 class Archive:
     """Takes every object and counts it. statuses: what is answered next, success where nothing is left in it.
 
-    With `answers_queries` it can be asked by C-FIND what it has; `takes` limits the SOP classes.
+    With `answers_queries` it can be asked by C-FIND what it has; `takes` limits the SOP classes; with `breaks_off` it
+    aborts the association instead of an answer that is no success.
     """
 
     def __init__(
-        self, *, port: int = 0, answers_queries: bool = True, takes: Sequence[str] = (), tls: Any = None
+        self,
+        *,
+        port: int = 0,
+        answers_queries: bool = True,
+        takes: Sequence[str] = (),
+        breaks_off: bool = False,
+        tls: Any = None,
     ) -> None:
         self.arrived: list[Dataset] = []
+        self._breaks_off = breaks_off
         self.statuses: list[int] = []
         ae = AE("ARCHIVE")
         for sop_class in takes or [str(context.abstract_syntax) for context in AllStoragePresentationContexts]:
@@ -123,7 +131,7 @@ class Archive:
         status = self.statuses.pop(0) if self.statuses else 0x0000
         if status in (0x0000, LOST):
             self.arrived.append(event.dataset)
-        if status == LOST:
+        if status == LOST or (status and self._breaks_off):
             event.assoc.abort()
         return status
 

@@ -1,5 +1,5 @@
-"""A process that walks a film and an unreadable one through the queue, once for each step on the file system, and is
-killed before that step; then a second process goes on where the first was.
+"""A process that walks a film, an unreadable one and one whose results are not all taken through the queue, once for
+each step on the file system, and is killed before that step; then a second process goes on where the first was.
 
 Run as a program: steps.py FOLDER prints a JSON list with what is there in the end, for each step.
 """
@@ -16,17 +16,17 @@ from pathlib import Path
 
 from lungscope.pacs.spool import TRIED, Spool
 
-GOOD, BAD = ("1.2.3", b"a film"), ("1.2.4", b"a broken film")
-OBJECTS = {"lungs": b"SEG", "report": b"SR"}
+GOOD, BAD, PARTLY = ("1.2.3", b"a film"), ("1.2.4", b"a broken film"), ("1.2.5", b"a film that is taken in part")
+OBJECTS = {GOOD[1]: {"lungs": b"SEG", "report": b"SR"}, PARTLY[1]: {"lungs": b"refused", "report": b"another"}}
 #: Everything that changes the file system, as `sys.addaudithook` names it.
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
 def walk(root: Path, outside: Path) -> None:
-    """The way of both films, as sender, node and destination go it. outside: what the others know."""
+    """The way of the films, as sender, node and destination go it. outside: what the others know."""
     acknowledged, arrived = outside / "acknowledged", outside / "arrived"
     spool = Spool(root)
-    for uid, data in (GOOD, BAD):
+    for uid, data in (GOOD, BAD, PARTLY):
         if uid not in lines(acknowledged):
             key, _ = spool.receive(uid, data)
             note(acknowledged, uid)
@@ -35,14 +35,21 @@ def walk(root: Path, outside: Path) -> None:
         if film.read_bytes() == BAD[1]:
             spool.fail(film, "unreadable", "It is broken.")
         else:
-            spool.keep(film, OBJECTS, {"sop_instance_uid": GOOD[0]})
+            spool.keep(film, OBJECTS[film.read_bytes()], {"sop_instance_uid": film.name})
     for delivery in spool.deliveries():
+        refused = False
         for item in spool.objects(delivery):
+            if item.read_text() == "refused":
+                refused = True
+                continue
             if item.suffix != TRIED or item.read_text() not in lines(arrived):
                 item = spool.mark_tried(item)
                 note(arrived, item.read_text())
             spool.acknowledge(item)
-        spool.finish(delivery, {"destination": "here"})
+        if refused:
+            spool.refuse(delivery, "refused", "No SEG.")
+        else:
+            spool.finish(delivery, {"destination": "here"})
 
 
 def note(path: Path, text: str) -> None:

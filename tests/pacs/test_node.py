@@ -248,6 +248,9 @@ class Picky:
     def connect(self, items: Sequence[Dataset]) -> Iterator[Picky]:
         yield self
 
+    def check(self, item: Dataset) -> None:
+        pass
+
     def store(self, item: Dataset) -> None:
         if item.PatientID == "P0":
             raise DeliveryError("500")
@@ -442,7 +445,7 @@ def test_no_authority_but_the_one_that_was_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_refused_again_and_again_is_put_away(run: Callable[..., Any], archive: Archive) -> None:
-    archive.statuses = [0xC123] * 4
+    archive.statuses = [0xC123] * len(KINDS) * node_module.REFUSALS
     with run(archive.target) as node:
         send(node.port, [film(1)])
         node.settled(failed=1)
@@ -478,6 +481,60 @@ def test_an_archive_without_a_sop_class_is_named(run: Callable[..., Any]) -> Non
         assert "takes no Comprehensive SR Storage" in node.reason()["message"]
     archive.close()
     assert archive.modalities == ["SEG", "OT"], "what it took it has once"
+
+
+@pytest.mark.parametrize("answers_queries", [True, False])
+def test_an_archive_without_a_sop_class_gets_the_other_objects(
+    run: Callable[..., Any], answers_queries: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without queries nothing at all is accepted once the other objects are there."""
+    takes = [uid.SecondaryCaptureImageStorage, uid.ComprehensiveSRStorage, uid.ComputedRadiographyImageStorage]
+    archive = Archive(takes=takes, answers_queries=answers_queries)
+    with run(archive.target) as node:
+        send(node.port, [film(1)])
+        node.settled(failed=1)
+        assert archive.modalities == ["OT", "SR"], "each once"
+        assert "lungs (" in caplog.text and "takes no Segmentation Storage" in caplog.text
+        assert "takes no Segmentation Storage" in node.reason()["message"]
+        text = httpx.get(f"{node.status}/metrics").text
+        assert 'lungscope_pacs_results_refused_total{kind="lungs"} 1.0' in text
+        assert 'results_refused_total{kind="report"}' not in text
+        (folder,) = [path for path in (node.spool / "failed").iterdir() if path.is_dir()]
+        names = ["1-lungs.dcm", "2-overlay.sent", "3-report.sent", "film.json"]
+        assert sorted(path.name for path in folder.iterdir()) == names, "what was not sent is not marked"
+        note = json.loads((node.spool / "failed" / f"{folder.name}.json").read_text())
+        assert (note["sent"], note["not_sent"]) == (["overlay", "report"], ["lungs"])
+        archive.close()
+        whole = Archive(port=archive.port)
+        folder.rename(node.spool / "results" / folder.name)
+        node.settled(sent=1)
+        whole.close()
+    assert whole.modalities == ["SEG"], "what was missing, and nothing twice"
+
+
+def test_an_archive_that_breaks_off_over_an_object_gets_the_others(run: Callable[..., Any]) -> None:
+    archive = Archive(breaks_off=True)
+    archive.statuses = [0xC123, 0x0000, 0x0000, 0xC123]
+    with run(archive.target) as node:
+        send(node.port, [film()])
+        node.settled(sent=1)
+    archive.close()
+    assert archive.modalities == ["OT", "SR", "SEG"]
+
+
+def test_an_archive_without_a_sop_class_and_a_kill(bundle: Path, tmp_path: Path) -> None:
+    archive = Archive(takes=[uid.SecondaryCaptureImageStorage, uid.ComprehensiveSRStorage])
+    spool = tmp_path / "spool"
+    with Program(spool, archive.target, bundle) as node:
+        assert send(node.port, [film()]) == [0x0000]
+        until(lambda: len(archive.arrived) == 2, "what the archive takes")
+        node.kill()
+    with Program(spool, archive.target, bundle) as node:
+        until(lambda: any("lungs" in message for message in node.said), "another try")
+        assert node.stop() == 0
+    archive.close()
+    assert archive.modalities == ["OT", "SR"], "nothing twice"
+    assert [path.suffix for path in sorted(spool.glob("results/*/*-*"))] == [".dcm", ".sent", ".sent"]
 
 
 @pytest.mark.parametrize(("answers_queries", "times"), [(True, 1), (False, 2)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lungscope.errors import UsageError
-from lungscope.pacs.spool import STARTS, Spool
+from lungscope.pacs.spool import FACTS, STARTS, TRIED, Spool
 from programs import environment
 
 STEPS = Path(__file__).with_name("steps.py")
@@ -42,9 +42,12 @@ def test_killed_before_every_step(tmp_path: Path) -> None:
     runs = json.loads(done.stdout)
     assert len(runs) > 40, "every step on the way is a step to be killed at"
     bad = f"1.2.4-{hashlib.sha256(b'a broken film').hexdigest()[:16]}"
+    partly = f"1.2.5-{hashlib.sha256(b'a film that is taken in part').hexdigest()[:16]}"
+    left = [f"failed/{partly}.json", *(f"failed/{partly}/{name}" for name in ("1-lungs.dcm", "2-report.sent", FACTS))]
+    put_away = [f"failed/{bad}.dcm", f"failed/{bad}.json", *left]
     for step, run in enumerate(runs):
-        assert run["arrived"] == ["SEG", "SR"], step
-        assert run["files"] == [f"failed/{bad}.dcm", f"failed/{bad}.json", "lock", f"sent/{KEY}.json"], step
+        assert sorted(run["arrived"]) == ["SEG", "SR", "another"], step
+        assert run["files"] == [*put_away, "lock", f"sent/{KEY}.json"], step
 
 
 def test_a_film_is_known_by_what_it_is(spool: Spool) -> None:
@@ -90,6 +93,23 @@ def test_objects_are_sent_in_their_order(spool: Spool) -> None:
     spool.keep(film, {"report": b"3", "lungs": b"1", "overlay": b"2"}, {})
     (delivery,) = spool.deliveries()
     assert [path.read_bytes() for path in spool.objects(delivery)] == [b"3", b"1", b"2"]
+    assert spool.mark_tried(spool.objects(delivery)[0]).suffix == TRIED
+    assert [path.read_bytes() for path in spool.objects(delivery)] == [b"1", b"2", b"3"], "it may break off again"
+
+
+def test_what_was_sent_and_what_was_not_is_noted(spool: Spool) -> None:
+    key = ready(spool)
+    film = spool.take()
+    assert film is not None
+    spool.keep(film, {"lungs": b"1", "overlay": b"2", "report": b"3"}, {})
+    (delivery,) = spool.deliveries()
+    lungs, overlay, _ = spool.objects(delivery)
+    spool.mark_tried(lungs)
+    spool.acknowledge(overlay)
+    assert spool.refuse(delivery, "refused", "No.") == ["report", "lungs"]
+    note = json.loads((spool.root / "failed" / f"{key}.json").read_text())
+    error = {"code": "refused", "message": "No."}
+    assert note == {"error": error, "sent": ["overlay"], "not_sent": ["report", "lungs"]}
 
 
 def test_results_that_wait_are_not_made_again(spool: Spool) -> None:

@@ -20,7 +20,7 @@ from lungscope.errors import DeliveryError, RefusedError
 from lungscope.pacs.deidentify import Deidentifier
 from lungscope.pacs.receive import Receiver
 from lungscope.pacs.send import Destination
-from lungscope.pacs.spool import STAGES, TRIED, Spool
+from lungscope.pacs.spool import STAGES, TRIED, Spool, kind_of
 from lungscope.pacs.status import Metrics, StatusServer
 from lungscope.pipeline import Analyzer, failure
 from lungscope.readers.common import tell_memory
@@ -246,16 +246,27 @@ class Node:
         return bool(due)
 
     def _deliver(self, delivery: Path) -> None:
-        """Send what is left of a delivery. An object that may have arrived before is asked for before it is sent."""
+        """Send what is left of a delivery. An object that may have arrived before is asked for before it is sent.
+
+        One that is refused holds back no other: raises RefusedError about all of them when the others are there.
+        """
         items = {path: dcmread(path) for path in self._spool.objects(delivery)}
+        refused: dict[str, RefusedError] = {}
         if items:
             with self._destination.connect(list(items.values())) as link:
                 for path, item in items.items():
-                    if path.suffix != TRIED or not link.has(item):
-                        path = self._spool.mark_tried(path)
-                        link.store(item)
+                    try:
+                        if path.suffix != TRIED or not link.has(item):
+                            link.check(item)  # what can not be sent is not marked as if it were
+                            path = self._spool.mark_tried(path)
+                            link.store(item)
+                    except RefusedError as error:
+                        refused[kind_of(path)] = error
+                        continue
                     self._spool.acknowledge(path)
-                    self._metrics.sent.labels(path.stem.partition("-")[2]).inc()
+                    self._metrics.sent.labels(kind_of(path)).inc()
+        if refused:
+            raise RefusedError("Not taken: " + " ".join(f"{kind} ({error})" for kind, error in refused.items()))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._spool.finish(delivery, {"sent": now, "destination": self._destination.name})
 
@@ -276,7 +287,8 @@ class Node:
         self._metrics.pauses.labels(error.code).inc()
         LOGGER.error("%s (%s put away after %d tries)", error, delivery.name, times)
         self._waits.pop(delivery.name, None)
-        self._spool.refuse(delivery, error.code, str(error))
+        for kind in self._spool.refuse(delivery, error.code, str(error)):
+            self._metrics.refused.labels(kind).inc()
         self._metrics.failed.labels(error.code).inc()
 
 

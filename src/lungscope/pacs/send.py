@@ -38,6 +38,10 @@ HTTP_REFUSED = (400, 409, 413, 415, 422)
 class Link(Protocol):
     """An open connection to a destination."""
 
+    def check(self, item: Dataset) -> None:
+        """Raises RefusedError where the destination takes none of an object's kind, DeliveryError where the connection
+        is broken. Nothing is sent."""
+
     def store(self, item: Dataset) -> None:
         """Send an object: it is stored when this returns. Raises RefusedError, or DeliveryError for another time."""
 
@@ -126,7 +130,8 @@ class DicomNode:
             ae.add_requested_context(sop_class, [syntax, *plain])
         ae.add_requested_context(QUERY)
         association = ae.associate(self._host, self._port, ae_title=self._aet, tls_args=self._tls)
-        if not association.is_established:
+        # pynetdicom ends an association in which nothing was accepted: then the objects are refused, one by one.
+        if not association.is_established and not association.rejected_contexts:
             why = "did not accept an association" if association.is_rejected else "can not be reached"
             raise DeliveryError(f"{self.name} {why}. It is tried again.")
         try:
@@ -139,11 +144,14 @@ class _Association:
     def __init__(self, name: str, association: Any) -> None:
         self._name, self._association = name, association
 
-    def store(self, item: Dataset) -> None:
+    def check(self, item: Dataset) -> None:
         if not self._accepts(item.SOPClassUID):
             raise RefusedError(f"{self._name} takes no {item.SOPClassUID.name}. Configure it to, or another one.")
         if not self._association.is_established:
             raise DeliveryError(f"{self._name} broke the association off. It is tried again.")
+
+    def store(self, item: Dataset) -> None:
+        self.check(item)
         answer = self._association.send_c_store(item)
         status = answer.get("Status")
         if status in STORED:
@@ -195,6 +203,9 @@ class DicomWeb:
     @contextmanager
     def connect(self, items: Sequence[Dataset]) -> Iterator[Link]:
         yield self
+
+    def check(self, item: Dataset) -> None:
+        """A server says no more than by its answer to an object."""
 
     def store(self, item: Dataset) -> None:
         try:

@@ -3,10 +3,10 @@
     incoming/KEY.dcm      received and acknowledged; its study is still arriving
     ready/KEY.dcm         waits for analysis
     analysing/KEY.dcm     in hand (KEY.starts: a byte for each process that ended with it in hand)
-    results/KEY/          film.json, and an object a file: *.dcm waits, *.tried was sent without an answer so far,
-                          *.sent was acknowledged by the destination
+    results/KEY/          film.json, and an object a file: *.dcm waits, *.tried may have arrived without having been
+                          acknowledged, *.sent was acknowledged by the destination
     sent/KEY.json         the journal: everything of that film was acknowledged
-    failed/KEY.json       why there is no result for failed/KEY.dcm, or why the results in failed/KEY/ were not taken
+    failed/KEY.json       why there is no result for failed/KEY.dcm, or which results in failed/KEY/ were not taken
 
 KEY is the film's SOP Instance UID and the start of the SHA-256 of its bytes, so that a film which comes again is known
 by what it is, and a corrected one is another. A step from one state to the next is one rename, after what it stands
@@ -150,8 +150,10 @@ class Spool:
         return sorted(folders, key=lambda path: ((path / FACTS).stat().st_mtime_ns, path.name))
 
     def objects(self, delivery: Path) -> list[Path]:
-        """The objects of a delivery that were not acknowledged, in the order in which they are to be sent."""
-        return sorted(path for path in delivery.iterdir() if path.suffix in (WAITING, TRIED))
+        """The objects of a delivery that were not acknowledged, in the order in which they are to be sent. Those that
+        were tried come last: a destination may break off over one, each time."""
+        left = [path for path in delivery.iterdir() if path.suffix in (WAITING, TRIED)]
+        return sorted(left, key=lambda path: (path.suffix == TRIED, path.name))
 
     def mark_tried(self, item: Path) -> Path:
         """Note, before an object is sent, that the destination may have it from now on."""
@@ -168,10 +170,15 @@ class Spool:
         self._forget_reason(delivery.name)
         shutil.rmtree(delivery)
 
-    def refuse(self, delivery: Path, code: str, message: str) -> None:
-        """Put a delivery that the destination does not take away, with the reason beside it."""
-        self._note("failed", delivery.name, {"error": {"code": code, "message": message}})
+    def refuse(self, delivery: Path, code: str, message: str) -> list[str]:
+        """Put a delivery that the destination does not take, or not all of, away, with the reason beside it: the error,
+        and the kinds that were sent and that were not. Returns the latter."""
+        sent = sorted(path for path in delivery.iterdir() if path.suffix == SENT)
+        left = [kind_of(path) for path in self.objects(delivery)]
+        error = {"code": code, "message": message}
+        self._note("failed", delivery.name, {"error": error, "sent": [*map(kind_of, sent)], "not_sent": left})
         _move(delivery, self.root / "failed" / delivery.name)
+        return left
 
     def _recover(self) -> None:
         """Bring what an earlier process left in hand back in line."""
@@ -236,6 +243,11 @@ class Spool:
     def _note(self, stage: str, key: str, content: Mapping[str, Any]) -> None:
         with whole_file(self.root / stage / f"{key}.json", durable=True) as file:
             file.write(_json(content))
+
+
+def kind_of(item: Path) -> str:
+    """What an object of a delivery is: the name that `Spool.keep` was given for it."""
+    return item.stem.partition("-")[2]
 
 
 def _key(film: Path) -> str:

@@ -37,6 +37,7 @@ class Metrics:
         self.analysed = counter("films_analysed", "Films analysed.")
         self.failed = counter("films_failed", "Films put away in failed/, by the code of the error.", "code")
         self.sent = counter("results_sent", "Objects that the destination acknowledged, by kind.", "kind")
+        self.refused = counter("results_refused", "Objects put away because they were not taken, by kind.", "kind")
         self.pauses = counter("pauses", "Pauses before another try, by the code of the error.", "code")
         self.analysis_seconds = seconds("analysis_seconds", "Time to analyse a film and make its objects.")
         self.delivery_seconds = seconds("delivery_seconds", "Time to send the results of a film.")
