@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import threading
 import time
 import tracemalloc
 from dataclasses import replace
@@ -432,6 +433,74 @@ def test_what_is_done_is_kept_when_the_server_stops(
     folders = {folder.name: {path.name for path in folder.iterdir()} for folder in kept.iterdir()}
     assert folders == {f"film-{key[:8]}": set(PARTS) for key in keys}
     assert not caplog.records
+
+
+@pytest.mark.parametrize("moment", ["analysis", "first part", "last part"])
+def test_what_is_deleted_before_it_is_written_is_not_kept(
+    analyzer: Analyzer,
+    film: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    moment: str,
+) -> None:
+    """A film is deleted while it is analysed, or while its parts are written."""
+    reached, goes_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        reached.set()
+        assert goes_on.wait(20)
+
+    name = list(PARTS)[0 if moment == "first part" else -1]
+    make, analyze = PARTS[name].make, analyzer.analyze
+
+    def slow_part(job: jobs.Job, report: Report) -> bytes:
+        data = make(job, report)
+        stop()
+        return data
+
+    def slow_analysis(*arguments: Any, **options: Any) -> Report:
+        report = analyze(*arguments, **options)
+        stop()
+        return report
+
+    if moment == "analysis":
+        monkeypatch.setattr(analyzer, "analyze", slow_analysis)
+    else:
+        monkeypatch.setitem(PARTS, name, replace(PARTS[name], make=slow_part))
+    kept = tmp_path / "kept"
+    with TestClient(create_app(analyzer, keep=kept), base_url="http://localhost") as client:
+        key = client.post(FILM, files={"file": ("film.png", film)}).json()["id"]
+        assert reached.wait(20)
+        assert client.delete(f"{FILM}/{key}").status_code == 204
+        goes_on.set()
+        settle(client)
+        assert not kept.exists() or not list(kept.iterdir())
+        assert "lungscope_results_kept 0.0" in client.get("/metrics").text
+    assert not caplog.records
+
+
+def test_what_goes_with_time_while_it_is_written_is_kept(
+    analyzer: Analyzer, film: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SWEEP", 0.02)
+    name, gone = next(iter(PARTS)), threading.Event()
+    make = PARTS[name].make
+
+    def slow_part(job: jobs.Job, report: Report) -> bytes:
+        assert gone.wait(20)
+        return make(job, report)
+
+    monkeypatch.setitem(PARTS, name, replace(PARTS[name], make=slow_part))
+    kept, limits = tmp_path / "kept", Limits(kept_seconds=0.05)
+    with TestClient(create_app(analyzer, keep=kept, limits=limits), base_url="http://localhost") as client:
+        send(client, film)
+        deadline = time.monotonic() + 20
+        while "lungscope_results_kept 0.0" not in client.get("/metrics").text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        gone.set()
+    (folder,) = kept.iterdir()
+    assert {path.name for path in folder.iterdir()} == set(PARTS)
 
 
 def test_a_full_queue_and_a_fast_client_are_told_to_wait(analyzer: Analyzer, film: bytes) -> None:

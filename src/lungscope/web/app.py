@@ -258,7 +258,7 @@ async def show(key: Key, service: ServiceOf) -> Analysis:
 
 @router.delete("/v1/analyses/{key}", status_code=204, tags=["analyses"], responses={**_errors(403), **_NOT_FOUND})
 async def delete(key: Key, service: ServiceOf) -> None:
-    """Remove a film and all that was made of it. What `--keep` wrote stays."""
+    """Remove a film and all that was made of it. What `--keep` had written by then stays."""
     service.jobs.delete(service.jobs.get(key))
 
 

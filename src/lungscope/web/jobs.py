@@ -52,7 +52,8 @@ class Job:
 
     key: its secret name in addresses. name: of the film, as the client called it. folder: of its files.
     stage: that is running. document: the content of report.json. error: why it failed. stored: bytes of its files.
-    touched: when it was last asked for, in monotonic seconds.
+    touched: when it was last asked for, in monotonic seconds. unwanted: a client deleted it, so that nothing of it is
+    to be written for good; what goes with time, for newer ones or with the server is not.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Job:
     document: dict[str, Any] | None = None
     touched: float = field(default_factory=monotonic)
     stored: int = 0
+    unwanted: bool = False
     _history: list[dict[str, Any]] = field(default_factory=lambda: [{"status": "queued", "stage": None}])
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -109,7 +111,7 @@ class Job:
             pass
 
 
-Keep = Callable[[Job, Report], None]
+Keep = Callable[[Job, Report], Path]
 
 
 class Jobs:
@@ -117,7 +119,8 @@ class Jobs:
 
     Results stay until `Limits.kept_seconds` after they were last asked for, or until newer ones need their place in
     `Limits.kept_bytes`. Their arrays lie in files of a private temporary folder and are mapped, so that memory holds
-    only what is in use. keep: called with each result, on one of the pool's threads, to write what is to stay.
+    only what is in use. keep: called with each result, on one of the pool's threads, to write what is to stay; it
+    returns the folder that it wrote, which goes where a client deleted the film meanwhile.
     Methods are called on the event loop's thread.
     """
 
@@ -177,7 +180,12 @@ class Jobs:
         return job
 
     def delete(self, job: Job) -> None:
-        """Forget a film and remove its files; those of one that a thread still works on go when that is done."""
+        """Forget a film that a client does not want, and remove its files; those of one that a thread still works on go
+        when that is done, and so does what `keep` has begun to write."""
+        job.unwanted = True
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
         self._jobs.pop(job.key, None)
         job.note("deleted")
         job.report = job.document = None
@@ -190,15 +198,15 @@ class Jobs:
             await asyncio.sleep(SWEEP)
             oldest = monotonic() - self._limits.kept_seconds
             for job in [job for job in self._jobs.values() if job.finished and job.touched < oldest]:
-                self.delete(job)
+                self._forget(job)
 
     async def close(self) -> None:
         """Forget films that wait, finish those that are worked on, write what is to stay, and remove every file."""
         for job in [job for job in self._jobs.values() if not job.finished]:
-            self.delete(job)
+            self._forget(job)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for job in list(self._jobs.values()):
-            self.delete(job)
+            self._forget(job)
         self._pool.shutdown()
         self._folder.cleanup()
 
@@ -218,7 +226,9 @@ class Jobs:
             if made is not None:
                 self._done(job, *made)
                 # Before its files count as stored, so that they are there for as long as they are written from.
-                await loop.run_in_executor(self._pool, self._write, job, made[0])
+                kept = await loop.run_in_executor(self._pool, self._write, job, made[0])
+                if job.unwanted and kept is not None:  # asked here, where no deletion can come in between
+                    await loop.run_in_executor(self._pool, _remove, kept)
                 if job.status == "done":
                     job.stored = sum(path.stat().st_size for path in job.folder.iterdir())
                     self._make_room(job)
@@ -266,13 +276,16 @@ class Jobs:
         report = self._analyzer.analyze(film, progress=progress)
         return park(report, job.folder), report.to_json()
 
-    def _write(self, job: Job, report: Report) -> None:
-        """Write what is to stay. Where that fails the result can still be asked for, and the log says why."""
-        if self._keep is not None:
-            try:
-                self._keep(job, report)
-            except Exception:
-                _log.exception("A result could not be written")
+    def _write(self, job: Job, report: Report) -> Path | None:
+        """Write what is to stay; the folder that it is in. Where that fails the result can still be asked for, and the
+        log says why."""
+        if self._keep is None or job.unwanted:
+            return None
+        try:
+            return self._keep(job, report)
+        except Exception:
+            _log.exception("A result could not be written")
+            return None
 
     def _make_room(self, job: Job) -> None:
         """Delete what was asked for longest ago until the rest, and `job`, is within the limit."""
@@ -280,10 +293,18 @@ class Jobs:
             if self._stored() <= self._limits.kept_bytes:
                 break
             if other is not job:
-                self.delete(other)
+                self._forget(other)
 
     def _stored(self) -> int:
         return sum(job.stored for job in self._jobs.values())
+
+
+def _remove(folder: Path) -> None:
+    """Remove what was written of a film that nobody wants. The log says where that fails."""
+    try:
+        shutil.rmtree(folder)
+    except OSError:
+        _log.exception("%s is of a film that was deleted, and could not be removed. Remove it by hand", folder)
 
 
 def park(report: Report, folder: Path) -> Report:

@@ -158,8 +158,9 @@ def _dicom(kind: str) -> Callable[[Job, Report], bytes]:
     return make
 
 
-def write_all(job: Job, report: Report, root: Path) -> None:
-    """Write every part that there is into a folder of its own in `root`. One that fails is logged; the others follow.
+def write_all(job: Job, report: Report, root: Path) -> Path:
+    """Write every part that there is into a folder of its own in `root`, and return the folder. A part that fails is
+    logged; the others follow, unless a client deletes the film meanwhile.
 
     Raises OSError where there can be no folder.
     """
@@ -167,6 +168,8 @@ def write_all(job: Job, report: Report, root: Path) -> None:
     folder = root / f"{stem}-{job.key[:8]}"
     folder.mkdir(parents=True)
     for name, part in PARTS.items():
+        if job.unwanted:
+            break
         try:
             data = part.make(job, report)
             with whole_file(folder / name) as file:
@@ -175,6 +178,7 @@ def write_all(job: Job, report: Report, root: Path) -> None:
             _log.info("%s was not written: %s", name, error)
         except Exception:
             _log.exception("%s was not written", folder / name)
+    return folder
 
 
 _DICOM = "application/dicom"
