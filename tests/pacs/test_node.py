@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pkgutil
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count, product
 from pathlib import Path
 from threading import Thread
@@ -23,7 +25,7 @@ import cv2
 import httpx
 import pytest
 from pydicom import Dataset, dcmread, uid
-from pynetdicom import AE
+from pynetdicom import AE, dsutils
 
 from bundles import write_bundle
 from lungscope.errors import DeliveryError, UsageError
@@ -152,6 +154,59 @@ def test_a_film_that_comes_again_is_not_analysed_again(run: Callable[..., Any], 
         node.settled(sent=2)
     assert archive.modalities == 2 * MODALITIES
     assert len({item.SOPInstanceUID for item in archive.arrived}) == 6
+
+
+def test_a_film_is_the_same_one_with_another_pynetdicom(
+    run: Callable[..., Any], archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run(archive.target) as node:
+        send(node.port, [film(1)])
+        node.settled(sent=1)
+        monkeypatch.setitem(dsutils.create_file_meta.__kwdefaults__, "implementation_version", "PYNETDICOM_999")
+        send(node.port, [film(1)])
+        until(lambda: "films_repeated_total 1.0" in httpx.get(f"{node.status}/metrics").text, "the film")
+        node.settled(sent=1)
+    assert archive.modalities == MODALITIES
+
+
+def test_a_film_that_the_spool_has_with_pynetdicoms_header_is_known(
+    run: Callable[..., Any], archive: Archive, tmp_path: Path
+) -> None:
+    with BytesIO() as file:
+        file.write(bytes(128) + b"DICM")
+        meta = dsutils.create_file_meta(
+            sop_class_uid=film(1).SOPClassUID, sop_instance_uid=film(1).SOPInstanceUID,
+            transfer_syntax=uid.ExplicitVRLittleEndian,
+        )  # fmt: skip
+        file.write(dsutils.encode_file_meta(meta))
+        file.write(dsutils.encode(film(1), is_implicit_vr=False, is_little_endian=True) or b"")
+        data = file.getvalue()
+    spool = Spool(tmp_path / "spool")
+    key, _ = spool.receive(film(1).SOPInstanceUID, data)
+    spool.close()
+    with run(archive.target) as node:
+        node.settled(sent=1)
+        send(node.port, [film(1)])
+        until(lambda: "films_repeated_total 1.0" in httpx.get(f"{node.status}/metrics").text, "the film")
+        node.settled(sent=1)
+        assert node.files("sent") == [f"{key}.json"]
+    assert archive.modalities == MODALITIES
+
+
+def test_a_film_is_stored_as_it_came(run: Callable[..., Any], archive: Archive) -> None:
+    with run(archive.target) as node, association(node.port) as link:
+        assert link.send_c_store(film(1)).Status == 0x0000
+        (path,) = (node.spool / "incoming").iterdir()
+        stored = dcmread(path)
+        assert stored == film(1)
+        assert stored.file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
+        assert stored.file_meta.MediaStorageSOPInstanceUID == film(1).SOPInstanceUID
+        assert stored.file_meta.MediaStorageSOPClassUID == film(1).SOPClassUID
+        assert stored.file_meta.ImplementationVersionName == "LUNGSCOPE"
+        assert stored.file_meta.ImplementationClassUID.is_valid
+        header = path.read_bytes()[: 132 + 12 + stored.file_meta.FileMetaInformationGroupLength]
+    # Another header makes every film another one, answered again where it comes again.
+    assert hashlib.sha256(header).hexdigest()[:16] == "7b2b36e4385ad92f"
 
 
 def test_who_may_send_and_what(run: Callable[..., Any], archive: Archive) -> None:

@@ -10,8 +10,12 @@ from io import BytesIO
 from threading import Lock
 from time import monotonic, sleep
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 from pydicom import dcmread, uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pynetdicom import AE, evt
 from pynetdicom.transport import ThreadedAssociationServer
 
@@ -24,6 +28,9 @@ LOGGER = logging.getLogger(__name__)
 
 #: The SOP class of C-ECHO (PS3.4 A.4).
 VERIFICATION = uid.UID("1.2.840.10008.1.1")
+#: Who writes the films' files (PS3.10 7.1). A film is known by its bytes, so these never change, whatever is installed:
+#: neither may name a version.
+IMPLEMENTATION, IMPLEMENTATION_NAME = uid.UID(f"2.25.{uuid5(NAMESPACE_OID, 'lungscope pacs').int}"), "LUNGSCOPE"
 #: Statuses of C-STORE (PS3.4 B.2.3).
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 #: Associations at a time.
@@ -104,9 +111,11 @@ class Receiver:
 
     def _store(self, event: Any) -> int:
         """Answer a C-STORE request; the film is on the disk when this says so."""
-        instance, data = str(event.request.AffectedSOPInstanceUID), event.encoded_dataset()
+        instance = str(event.request.AffectedSOPInstanceUID)
         try:
-            key, is_new = self._spool.receive(instance, data)
+            data = _file(event)
+            # With the header of pynetdicom's own version, as the spool may know the film.
+            key, is_new = self._spool.receive(instance, data, or_as=event.encoded_dataset)
         except OSError as error:
             LOGGER.error("%s was not taken: %s", instance, error)
             return OUT_OF_RESOURCES
@@ -144,6 +153,30 @@ class Receiver:
                     self._arriving.pop(study, None)
         if due:
             self._wake()
+
+
+def _file(event: Any) -> bytes:
+    """The film of a C-STORE request as a DICOM file (PS3.10): its data set as it came, behind a header that depends on
+    the request alone. pynetdicom's names its version, with which the film would be another one.
+
+    Raises ValueError where the request has no data set, or names no SOP class.
+    """
+    request = event.request
+    if request.DataSet is None or not request.AffectedSOPClassUID:
+        raise ValueError(f"{request.AffectedSOPInstanceUID}: a request without a data set or a SOP class")
+    meta = FileMetaDataset()
+    meta.FileMetaInformationGroupLength = 0  # counted when it is written
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = request.AffectedSOPClassUID
+    meta.MediaStorageSOPInstanceUID = request.AffectedSOPInstanceUID
+    meta.TransferSyntaxUID = event.context.transfer_syntax
+    meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION, IMPLEMENTATION_NAME
+    with DicomBytesIO() as file:
+        file.write(bytes(128) + b"DICM")
+        write_file_meta_info(file, meta, enforce_standard=False)
+        file.write(request.DataSet.getvalue())
+        data: bytes = file.getvalue()
+    return data
 
 
 def _study(data: bytes, syntax: str) -> str:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -71,18 +71,22 @@ class Spool:
 
     # Films
 
-    def receive(self, sop_instance_uid: str, data: bytes) -> tuple[str, bool]:
+    def receive(
+        self, sop_instance_uid: str, data: bytes, *, or_as: Callable[[], bytes] | None = None
+    ) -> tuple[str, bool]:
         """Put a film, the bytes of a DICOM file, into incoming/; it is on the disk when this returns.
 
-        Returns its key, and whether it is a film that was not here before. Raises OSError where the disk does not take
-        it, ValueError for a UID that is none (PS3.5 9.1).
+        or_as: gives other bytes by which the film may be known. Returns its key, and whether it is a film that was not
+        here before. Raises OSError where the disk does not take it, ValueError for a UID that is none (PS3.5 9.1).
         """
         if not re.fullmatch(r"[0-9][0-9.]{0,63}", sop_instance_uid):
             raise ValueError(f"{sop_instance_uid!r} is no UID")
-        key = f"{sop_instance_uid}-{hashlib.sha256(data).hexdigest()[:16]}"
+        key = _key_of(sop_instance_uid, data)
+        other = key if or_as is None else _key_of(sop_instance_uid, or_as())
         with self._receiving:
-            if self.knows(key):
-                return key, False
+            for known in (key, other):
+                if self.knows(known):
+                    return known, False
             with whole_file(self._film("incoming", key), durable=True) as file:
                 file.write(data)
         return key, True
@@ -248,6 +252,10 @@ class Spool:
 def kind_of(item: Path) -> str:
     """What an object of a delivery is: the name that `Spool.keep` was given for it."""
     return item.stem.partition("-")[2]
+
+
+def _key_of(sop_instance_uid: str, data: bytes) -> str:
+    return f"{sop_instance_uid}-{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def _key(film: Path) -> str:
