@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import shutil
 import subprocess
@@ -143,6 +144,33 @@ def test_a_patient_is_the_same_one_each_time_and_another_with_another_key(analyz
     assert not set(who(film(1), b"another")) & set(first)
     nameless = {who(film(5, PatientID="", StudyInstanceUID=f"1.2.3.{number}"))[0] for number in range(2)}
     assert len(nameless) == 2, "patients without an ID are not taken for one"
+
+
+def issued(issuer: str | None = None, universal: str | None = None) -> Dataset:
+    made = film(1, IssuerOfPatientID=issuer)
+    if universal is not None:
+        qualifier = Dataset()
+        qualifier.UniversalEntityID, qualifier.UniversalEntityIDType = universal, "DNS"
+        made.IssuerOfPatientIDQualifiersSequence = [qualifier]
+    return made
+
+
+def test_one_id_of_two_hospitals_is_two_patients(analyzer: Analyzer, tmp_path: Path) -> None:
+    films = {
+        "none": issued(), "empty": issued(""), "A": issued("HOSPITAL-A"), "B": issued("HOSPITAL-B"),
+        "dns": issued(None, "a.example"), "A dns": issued("HOSPITAL-A", "a.example"),
+    }  # fmt: skip
+    found: dict[str, set[str]] = {}
+    for name, item in films.items():
+        left = deidentified(analyzer, tmp_path, item)
+        found[name] = {dcmread(BytesIO(data)).PatientID for data in left.values()}
+        for data in left.values():
+            assert not any(secret in data for secret in (b"HOSPITAL", b"a.example"))
+            assert not {"IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence"} & set(dcmread(BytesIO(data)).dir())
+    alone = {f"ANON-{hmac.new(b'key', b'P1', 'sha256').hexdigest()[:16]}"}
+    assert found["none"] == found["empty"] == alone, "without an issuer it is made of the ID alone"
+    assert all(len(names) == 1 for names in found.values()), "the objects of a film have one patient"
+    assert len(set.union(*found.values())) == 5
 
 
 @pytest.mark.parametrize("burned_in", [None, "YES"])

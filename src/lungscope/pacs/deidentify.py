@@ -25,6 +25,7 @@ from pydicom.uid import UID
 from lungscope.report import Report
 from lungscope.writers.atomic import whole_file
 from lungscope.writers.dicom import encode, objects
+from lungscope.writers.dicom.study import ISSUER
 
 #: The edition of PS3.15 Table E.1-1 that is applied.
 EDITION = "2026c"
@@ -63,7 +64,8 @@ class Deidentifier:
 
     def objects(self, report: Report, *, film: bytes | None = None) -> dict[str, Dataset]:
         """A report's objects without the patient. The table does not list all that a patient or study may have, so
-        nothing is taken of the film's header but what an object must have. film: as for `writers.dicom.objects`."""
+        nothing is taken of the film's header but what an object must have, and who issued the Patient ID. film: as for
+        `writers.dicom.objects`."""
         return self.apply(objects(report, film=film, needed_only=True), report)
 
     def apply(self, objects: Mapping[str, Dataset], report: Report) -> dict[str, Dataset]:
@@ -78,7 +80,9 @@ class Deidentifier:
     def _copy(self, original: Dataset) -> Dataset:
         # Objects of a report share elements; read from its bytes, a copy shares none.
         dataset = dcmread(BytesIO(encode(original)))
-        pseudonym = f"ANON-{self._digest(str(dataset.get('PatientID') or dataset.StudyInstanceUID))[:16]}"
+        pseudonym = f"ANON-{self._digest(_patient(dataset))[:16]}"
+        for keyword in ISSUER:  # the table does not list both
+            dataset.pop(keyword, None)
         self._clean(dataset)
         self._clean(dataset.file_meta)
         dataset.PatientID = dataset.PatientName = pseudonym
@@ -127,6 +131,17 @@ class Deidentifier:
 
     def _digest(self, value: str) -> str:
         return hmac.new(self._key, value.encode(), "sha256").hexdigest()
+
+
+def _patient(dataset: Dataset) -> str:
+    """Whose an object is: the Patient ID, with those who issued it where they are named (PS3.3 Table 10-18), as places
+    may give one ID to several patients; the study's UID where there is no ID."""
+    if not (patient := str(dataset.get("PatientID") or "")):
+        return str(dataset.StudyInstanceUID)
+    qualifiers = dataset.get("IssuerOfPatientIDQualifiersSequence")
+    items = qualifiers if isinstance(qualifiers, Sequence) else ()
+    named = [str(dataset.get("IssuerOfPatientID") or ""), *(str(item.get("UniversalEntityID") or "") for item in items)]
+    return "\0".join((patient, *named)) if any(named) else patient
 
 
 def _dummy(vr: str) -> str | None:

@@ -38,10 +38,13 @@ TYPE_2 = (
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 #: What Pillow calls JPEG inside a TIFF, by its newer and its older tag.
 JPEG_IN_TIFF = ("jpeg", "tiff_jpeg")
-#: All that is kept of a film's header where nothing but what an object must have is wanted.
+#: By whom a Patient ID was given (PS3.3 Table 10-18): without it one ID may stand for patients of several places.
+ISSUER = ("IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence")
+#: All that is kept of a film's header where nothing but what an object must have is wanted, and what tells whose it is.
 NEEDED = (
     *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
     *TYPE_2,
+    *ISSUER,
     *("Modality", "PatientOrientation", "BurnedInAnnotation"),
     *LOSSY,
 )
@@ -190,8 +193,10 @@ def _read_header(report: Report, film: bytes | None) -> Dataset:
 
 def _fits(element: DataElement) -> bool:
     """Whether an element of `NEEDED` holds what `WORDS` has it hold."""
+    if element.keyword not in WORDS:
+        return True
     values = [element.value] if element.VM < 2 else element.value
-    return all(re.fullmatch(WORDS.get(element.keyword, ".*"), str(value or "")) for value in values if value)
+    return all(re.fullmatch(WORDS[element.keyword], str(value)) for value in values if value)
 
 
 def _is_jpeg(report: Report) -> bool:
