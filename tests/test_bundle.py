@@ -95,6 +95,8 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         (lambda d: d["segmenter"].update(members=[]), "a list of objects is needed"),
         (lambda d: d["segmenter"].update(opaque=True), "a number is needed"),
         (lambda d: d["segmenter"].update(opaque=1.5), r"must lie in 0\.\.1"),
+        (lambda d: d["segmenter"].update(grades=[0.5, 1.0]), "three numbers that rise"),
+        (lambda d: d["segmenter"].update(grades=[0.5, 1.5, 1.0]), "three numbers that rise"),
         (lambda d: d["segmenter"].update(size=64.0), "a whole number is needed"),
         (lambda d: d["segmenter"].update(labels=["lung", "heart"]), "a lung segmenter has"),
         (lambda d: d["segmenter"]["members"][0].update(labels=["heart"]), "differ from the ensemble's"),

@@ -171,7 +171,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
         return Weights(section.text("network"), root / file, digests[file], quantized)
 
     segmenter = top.section("segmenter")
-    segmenter.keys(required="members pool threshold size labels", optional="opaque")
+    segmenter.keys(required="members pool threshold size labels", optional="opaque grades")
     members = segmenter.sections("members")
     labels = segmenter.texts("labels")
     if labels != ("lung",):
@@ -191,6 +191,7 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
             threshold=segmenter.number("threshold", 0, 1),
             size=segmenter.count("size"),
             opaque=segmenter.number("opaque", 0, 1) if "opaque" in segmenter.values else None,
+            grades=_grades(segmenter) if "grades" in segmenter.values else None,
         ),
         classifier=None if document["classifier"] is None else _classifier(top.section("classifier"), weights),
         offered=_offered(precision, digests),
@@ -200,6 +201,13 @@ def _parse(root: Path, document: dict[str, Any]) -> Bundle:
     for file in int8.values:
         look_up(file, graphs, what=f"{int8.where}: the graph", error=BundleError)
     return bundle
+
+
+def _grades(section: _Section) -> tuple[float, float, float]:
+    limits = section.numbers("grades")
+    if len(limits) != 3 or not limits[0] < limits[1] < limits[2]:
+        section.fail(f"'grades' are {list(limits)}; three numbers that rise are needed")
+    return limits[0], limits[1], limits[2]
 
 
 def _offered(section: _Section, digests: dict[str, str]) -> Offered:

@@ -211,7 +211,8 @@ class Analyzer:
         network = None if spec is None else pool.submit(compiled, spec.weights, "logits", "cam")
         if find_lungs is None:
             segmenter = self.bundle.segmenter
-            maps = ("probability",) if segmenter.opaque is None else ("probability", "opacity")
+            further = {"opacity": segmenter.opaque, "grade": segmenter.grades}
+            maps = ("probability", *(name for name, limits in further.items() if limits is not None))
             members = pool.map(lambda member: compiled(member, *maps), segmenter.members)
             find_lungs = Segmenter(segmenter, list(members)).segment
         return _Networks(find_lungs, None if spec is None or network is None else Classifier(spec, network.result()))

@@ -19,9 +19,11 @@ from lungscope.training.networks import (
     build_classifier,
     build_segmenter,
     features,
+    finds_grade,
     finds_opacity,
     head_of,
     load_resized,
+    maps_of,
 )
 from nets import CLASSES, SMALL, awake_classifier, blotches
 
@@ -69,6 +71,40 @@ def test_a_segmenter_takes_grey_films_and_learns_everywhere(name: str) -> None:
     assert output.shape == (2, 2 if finds_opacity(name) else 1, 64, 64)
     assert output.dtype == torch.float32
     torch.testing.assert_close(higher, output + 5, msg="logits, not probabilities")
+
+
+#: Grades stand on the encoder alone: one decoder over each will do.
+@pytest.mark.parametrize("name", [f"linknet-{encoder}" for encoder in ENCODERS] + ["fpn-mobilenetv2-opacity"])
+def test_a_segmenter_with_grades_finds_the_same_lungs_and_weighs_what_its_encoder_sees(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build_segmenter(name).eval()
+    graded = build_segmenter(f"{name}-grade").eval()
+    assert finds_grade(f"{name}-grade") and not finds_grade(name)
+    assert maps_of(f"{name}-grade") == [*maps_of(name), "grade"]
+    graded.load_state_dict(plain.state_dict(), strict=False)
+    head = graded.get_submodule("grade_head")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        x = torch.rand(2, 1, 64, 64)
+        maps, lungs = graded(x), plain(x)
+        torch.testing.assert_close(maps[:, :-1], lungs)
+        # By hand: one level and one doubling after the other, from the coarsest.
+        sums = torch.zeros(2, 1, 2, 2)
+        for level, found in reversed(list(zip(head.levels, graded.encoder(x)[1:], strict=True))):
+            weighed = (found * level.weight).sum(1, keepdim=True)
+            sums = weighed + (sums if sums.shape == weighed.shape else doubled(sums))
+        torch.testing.assert_close(maps[:, -1:], doubled(sums) + head.bias, rtol=1e-4, atol=1e-4)
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Twice the side, bilinear, cells' corners on corners: three quarters of the nearest cell and one of the next."""
+    for axis in (2, 3):
+        first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
+        before = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+        after = torch.cat([x.narrow(axis, 1, x.shape[axis] - 1), last], axis)
+        x = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1).flatten(axis, axis + 1)
+    return x
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

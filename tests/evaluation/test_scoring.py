@@ -265,7 +265,7 @@ def test_severity_is_compared_with_two_readers(analyzer: Analyzer, tmp_path: Pat
 
     blank = [{**row, "S-A": ""} for row in rows]
     table(tmp_path / "brixia.csv", blank)
-    with pytest.raises(DataError, match=r"brixia\.csv: a zone's score is no number"):
+    with pytest.raises(DataError, match=r"brixia\.csv: S-A of 0\.png is ''; a zone's score is 0 to 3"):
         score_severity(analyzer, tmp_path)
 
 
@@ -303,12 +303,12 @@ def test_a_folder_without_its_table_is_refused(analyzer: Analyzer, tmp_path: Pat
         score_severity(analyzer, tmp_path)
 
 
-def test_films_without_a_score_are_not_counted_among_those_with_one(tmp_path: Path) -> None:
+def test_films_without_a_score_are_not_counted_among_those_with_one() -> None:
     scored = {"global": 3, "zones": {zone: {"score": 1} for zone in ZONES}}
     lost = {"global": None, "zones": {**scored["zones"], "A": None}}
     ones = {f"{reader}-{zone}": "1" for reader in "SJ" for zone in ZONES}
     rows = [{"image": f"{n}", "patient": f"p{n}", **ones} for n in range(3)]
-    found = scoring._agreement(tmp_path, list(zip(rows, (scored, lost, scored), strict=True)))
+    found = scoring._agreement(list(zip(rows, (scored, lost, scored), strict=True)))
     assert [found[what]["ours_senior"]["defined"] for what in ("global", "zones")] == [2, 17]
     assert [found[what]["senior_junior"]["defined"] for what in ("global", "zones")] == [3, 18]
 

@@ -11,8 +11,8 @@ from answers import classification, lungs
 from lungscope.radiograph import Geometry
 from lungscope.stages.classification import Classification
 from lungscope.stages.localization import localize
-from lungscope.stages.segmentation import Opacity
-from lungscope.stages.severity import contradiction, definition, disease, grade, opacity_levels, score_of
+from lungscope.stages.segmentation import Grades, Opacity
+from lungscope.stages.severity import contradiction, definition, disease, grade, opacity_levels, score_of, zone_masks
 
 SIZE = 12
 
@@ -81,6 +81,46 @@ def test_where_lungs_are_opaque_is_told_by_the_segmenter_if_it_can() -> None:
     text = contradiction("Normal", 0.9, result)
     assert text is not None
     assert "C (67 %), F (67 %)" in text
+
+
+def test_where_the_segmenter_grades_that_scores_and_extent_stays_what_it_was() -> None:
+    """Grades rise by rows: a zone's is the mean of its rows, the right lung's from 1, the left's from 2."""
+    limits = (2.5, 5.0, 8.5)
+    rising = np.repeat(np.arange(SIZE, dtype=np.float32)[:, None], SIZE, axis=1)
+    geometry = Geometry.letterbox((SIZE, SIZE), SIZE)
+    found = replace(lungs(*sides()), grades=Grades(rising, geometry, limits))
+    opaque = replace(found, opacity=Opacity(rising * 0, geometry, limit=0.3))
+    for result, basis in ((grade(ill((0, 12, 0, 12)), found), 1.0), (grade(ill(), opaque), 0.0)):
+        grades = {name: zone and zone.grade for name, zone in result.zones.items()}
+        assert grades == {"A": 2, "B": 5, "C": 8, "D": 3, "E": 6, "F": 9}
+        scores = {name: zone and zone.score for name, zone in result.zones.items()}
+        assert scores == {"A": 0, "B": 2, "C": 2, "D": 1, "E": 2, "F": 3}
+        assert result.total == 10
+        assert result.to_json()["basis"] == "grade"
+        assert result.to_json()["zones"]["F"]["grade"] == 9
+        assert {zone and zone.extent for zone in result.zones.values()} == {basis}
+        assert result.definition == definition(result.opaque, limits)
+    assert "below a grade of 2.5" in definition(0.3, limits) and "involved where that exceeds 0.3" in definition(0.3)
+    assert "grade" not in definition(0.3) and "one third" not in definition(0.3, limits)
+
+    text = contradiction("Normal", 0.9, result)
+    assert text is not None
+    assert "scores 2 or more: B (grade 5.0), C (grade 8.0), E (grade 6.0), F (grade 9.0)." in text
+    clear = grade(ill((0, 12, 0, 12)), replace(found, grades=Grades(rising * 0, geometry, limits)))
+    text = contradiction("COVID-19", 0.9, clear)
+    assert text is not None
+    assert "every zone scores 0" in text and "fitted to radiologists' scores" in text
+
+
+def test_zones_are_the_thirds_of_each_lung() -> None:
+    masks = zone_masks(lungs(*sides()))
+    right, left = sides()
+    assert list(masks) == list("ABCDEF")
+    np.testing.assert_array_equal(sum(masks[letter].astype(int) for letter in "ABC"), right)
+    np.testing.assert_array_equal(sum(masks[letter].astype(int) for letter in "DEF"), left)
+    assert [int(mask.sum()) for mask in masks.values()] == [12] * 6
+    assert masks["B"][4:7, 1:5].all() and masks["F"][8:11, 7:11].all()
+    assert list(zone_masks(lungs(right, left & False))) == list("ABC")
 
 
 def test_above_its_level_a_zone_scores_nothing() -> None:

@@ -21,13 +21,15 @@ from lungscope.training import averaging
 from lungscope.training.classifier import train_classifier, view_spec
 from lungscope.training.engine import Hardware
 from lungscope.training.films import rank_and_world_size
+from lungscope.training.grades import fit_grades
 from lungscope.training.recipe import Recipe, load_recipe
 from lungscope.training.segmenter import train_segmenter
 from lungscope.training.weights import imagenet_weights
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train a segmenter or a classifier; the same command goes on with a run cut off. Or average several runs.",
+    help="Train a segmenter or a classifier; the same command goes on with a run cut off. Average several runs. Fit "
+    "severity to radiologists' scores.",
 )
 
 Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lungscope data import`; may be repeated.")]
@@ -136,6 +138,31 @@ def classifier(
         initial=start,
         encoder_only=encoder is not None,
         hardware=Hardware(accelerator, devices, num_nodes, precision, workers),
+    )
+    _finish(weights, json_)
+
+
+@app.command()
+def severity(
+    scores: Annotated[Path, typer.Option("--scores", help="Folder of films with Brixia scores: brixia.csv, images/.")],
+    data: Stores,
+    split: Splits,
+    out: Out,
+    model: Annotated[str | None, typer.Option("--model", help="The bundle whose one segmenter is to grade.")] = None,
+    leave_unseen: Annotated[
+        bool,
+        typer.Option(
+            "--leave-unseen",
+            help="Fit on near-duplicates of training films alone, and leave the others for `evaluate pipeline`.",
+        ),
+    ] = False,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Fit grades of lung zones to a trained segmenter: its lungs and opacity stay, severity is made of the grades."""
+    _log_to_terminal()
+    weights = fit_grades(
+        Bundle.load(locate(model)), scores, _open(data, split), out, leave_unseen=leave_unseen, seed=seed
     )
     _finish(weights, json_)
 

@@ -27,7 +27,7 @@ from lungscope.evaluation import metrics
 from lungscope.evaluation.bootstrap import bootstrap, bootstrap_confusion, bootstrap_mean
 from lungscope.evaluation.calibration import softmax
 from lungscope.pipeline import Analyzer
-from lungscope.radiograph import Geometry, Pixels
+from lungscope.radiograph import Geometry
 from lungscope.report import Failure, Report
 from lungscope.stages.classification import Conformal
 from lungscope.stages.severity import NORMAL, opacity_levels
@@ -428,28 +428,31 @@ def score_severity(
     """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
 
     known: what the networks were trained and chosen on. Films that are near-duplicates of its train and val parts are
-    named in "seen", and left out of "global" and "zones"; "with_seen" has both for all films. Without `known` that is
-    not checked: "seen" and "scored" are None, and "with_seen" stands alone.
+    named in "seen", as are those that the bundle's grades were fitted on, and left out of "global" and "zones";
+    "with_seen" has both for all films. Without `known` that is not checked: "seen" and "scored" are None, and
+    "with_seen" stands alone.
 
-    `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Our score is an extent, Brixia's
-    is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement stands
-    beside it.
+    `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Where our score is an extent,
+    Brixia's is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement
+    stands beside it.
     """
-    columns = {f"{reader}-{zone}" for reader in "SJ" for zone in (*ZONES, "Global")}
-    rows = _table(folder / "brixia.csv", {"image", "patient"} | columns)
+    rows = brixia(folder)
+    runs = analyzer.bundle.manifest.get("training", {}).get("runs", [])
+    fitted = {digest for run in runs for digest in run.get("severity", {}).get("films", [])}
 
-    def keep(n: int, report: Report) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    def keep(n: int, report: Report) -> tuple[dict[str, Any], NDArray[np.float32], bool]:
         if report.severity is None:
             raise BundleError("this bundle gives no severity")
-        return report.severity.to_json(), _thumbnails(report.film.pixels)
+        return report.severity.to_json(), looks(report), report.film.source.sha256 in fitted
 
     results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
     done = [(row, *result) for row, result in zip(rows, results, strict=True) if not isinstance(result, Failure)]
     if not done:
         raise DataError(f"{folder}: none of {len(rows)} films could be analysed; the first one: {results[0].message}")
-    seen = _seen(np.stack([thumbs for *_, thumbs in done]), known) if known else None
-    scored = [(row, result) for row, result, _ in done]
-    unseen = [] if seen is None else [scored[n] for n in np.flatnonzero(~seen)]
+    taught = np.array([known_film for *_, known_film in done])
+    alike = seen(np.stack([film for _, _, film, _ in done]), known) | taught if known else None
+    scored = [(row, result) for row, result, *_ in done]
+    unseen = [] if alike is None else [scored[n] for n in np.flatnonzero(~alike)]
     return {
         "films": len(rows),
         "failed": [
@@ -457,46 +460,68 @@ def score_severity(
             for row, r in zip(rows, results, strict=True)
             if isinstance(r, Failure)
         ],
-        "seen": None if seen is None else [scored[n][0]["image"] for n in np.flatnonzero(seen)],
-        "scored": None if seen is None else len(unseen),
-        **(_agreement(folder, unseen) if unseen else {}),
-        "with_seen": _agreement(folder, scored),
+        "seen": None if alike is None else [scored[n][0]["image"] for n in np.flatnonzero(alike)],
+        "fitted": int(taught.sum()),
+        "scored": None if alike is None else len(unseen),
+        **(_agreement(unseen) if unseen else {}),
+        "with_seen": _agreement(scored),
     }
 
 
-def _thumbnails(pixels: Pixels) -> NDArray[np.float32]:
+def brixia(folder: Path) -> list[dict[str, str]]:
+    """The rows of `folder`/brixia.csv: image, patient, S-A … S-F, S-Global, J-…. Raises DataError for a table without
+    these columns, or with a score that is no number in 0..3."""
+    columns = {f"{reader}-{zone}" for reader in "SJ" for zone in (*ZONES, "Global")}
+    rows = _table(folder / "brixia.csv", {"image", "patient"} | columns)
+    for row in rows:
+        for column in (f"{reader}-{zone}" for reader in "SJ" for zone in ZONES):
+            try:
+                known = 0 <= float(row[column]) <= 3
+            except (TypeError, ValueError):
+                known = False
+            if not known:
+                raise DataError(
+                    f"{folder / 'brixia.csv'}: {column} of {row['image']} is {row[column]!r}; a zone's score is 0 to 3"
+                )
+    return rows
+
+
+def scores_of(row: dict[str, str]) -> dict[str, tuple[float, ...]]:
+    """The senior's and the junior's score of each zone, by letter, of a row of `brixia`."""
+    return {zone: (float(row[f"S-{zone}"]), float(row[f"J-{zone}"])) for zone in ZONES}
+
+
+def looks(report: Report) -> NDArray[np.float32]:
     """A film as f32 [3 + crops, 32*32], unit rows: with frames left on, letterboxed as stores hold it and squashed as
     some published sets are; without, whole and by crops."""
+    pixels = report.film.pixels
     square = Geometry.letterbox(pixels.shape, max(pixels.shape)).to_network(pixels)
     boxed, grey = (np.rint(form * 255).astype(np.uint8)[None] for form in (square, pixels))
     framed = [thumbnails(form, framed=True) for form in (boxed, grey)]
     return np.concatenate([*framed, *(thumbnails(grey, crop) for crop in (0.0, *CROPS))])
 
 
-def _seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> NDArray[np.bool_]:
-    """Which of N films, f32 [N, 3 + crops, 32*32], are near-duplicates of a film of the train and val parts of
-    `known`."""
-    seen = np.zeros(len(thumbs), np.bool_)
+def seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> NDArray[np.bool_]:
+    """Which of N films, as `looks` gives them, f32 [N, 3 + crops, 32*32], are near-duplicates of a film of the train
+    and val parts of `known`."""
+    found = np.zeros(len(thumbs), np.bool_)
     for store, split in known:
         images = store.images[[i for part in ("train", "val") for i in split.select(store, part)]]
-        seen |= (thumbs[:, :2] @ thumbnails(images, framed=True).T > NEAR_DUPLICATE).any((1, 2))
-        seen |= (thumbs[:, 2:] @ thumbnails(images).T > NEAR_DUPLICATE).any((1, 2))
+        found |= (thumbs[:, :2] @ thumbnails(images, framed=True).T > NEAR_DUPLICATE).any((1, 2))
+        found |= (thumbs[:, 2:] @ thumbnails(images).T > NEAR_DUPLICATE).any((1, 2))
         for crop in CROPS:
-            seen |= (thumbs[:, 2] @ thumbnails(images, crop).T > NEAR_DUPLICATE).any(1)
-    return seen
+            found |= (thumbs[:, 2] @ thumbnails(images, crop).T > NEAR_DUPLICATE).any(1)
+    return found
 
 
-def _agreement(folder: Path, done: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> dict[str, Any]:
+def _agreement(done: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> dict[str, Any]:
     """Rank correlation of us and the two readers of each other, over films ("global") and over zones. defined: how many
     of these have both scores; a zone without lung has none of ours, nor has its film."""
     patients = [row["patient"] or row["image"] for row, _ in done]
     nan = float("nan")
     ours = np.array([[_score(result, zone) for zone in ZONES] for _, result in done], np.float64)
     total = np.array([nan if result["global"] is None else result["global"] for _, result in done], np.float64)
-    try:
-        theirs = {r: np.array([[float(row[f"{r}-{zone}"]) for zone in ZONES] for row, _ in done]) for r in "SJ"}
-    except ValueError as error:
-        raise DataError(f"{folder / 'brixia.csv'}: a zone's score is no number ({error})") from error
+    theirs = {r: np.array([[float(row[f"{r}-{zone}"]) for zone in ZONES] for row, _ in done]) for r in "SJ"}
 
     def rank(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
         return {

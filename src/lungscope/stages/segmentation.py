@@ -44,7 +44,8 @@ AGREEMENT = 0.9
 class SegmenterSpec:
     """members: the ensemble's files. pool: how their maps become one. threshold: of the pooled map. size: network grid.
     opaque: above which opacity a place of the lungs is involved, 0..1, where each member also has a map of how opaque
-    they are; None where not every one has.
+    they are; None where not every one has. grades: from which grade on a zone scores 1, 2 and 3, where each member also
+    has a map of grades; None where not every one has.
 
     mean averages the probabilities, union takes the largest ("maximise the segmented area" in the paper), both against
     `threshold`; vote counts members at or above `threshold` and asks for more than half of them.
@@ -55,6 +56,7 @@ class SegmenterSpec:
     threshold: float
     size: int
     opaque: float | None = None
+    grades: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Opacity:
 
 
 @dataclass(frozen=True)
+class Grades:
+    """How ill each place of the lungs looks, on the scale of radiologists' scores of a zone, 0 to 3, and beyond: f32
+    [S, S] over the field of view of `geometry`. A zone's grade is its mean. It says nothing outside the lungs. limits:
+    from which grade on a zone scores 1, 2 and 3."""
+
+    map: Pixels
+    geometry: Geometry
+    limits: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class LungMask:
     """The lungs of one film, all on its own grid [H, W].
 
@@ -75,7 +88,7 @@ class LungMask:
     `mirrored`.
     probability: f32 0..1, the pooled map before thresholding (for "vote": the share of members in favour).
     agreement: mean pairwise Dice of the members' masks on the network's grid, 0..1; None with one member.
-    opacity: the mean of the members' maps; None where the bundle has none.
+    opacity, grades: the mean of the members' maps; None where the bundle has none.
     """
 
     mask: Mask
@@ -86,6 +99,7 @@ class LungMask:
     agreement: float | None
     warnings: tuple[Warning_, ...]
     opacity: Opacity | None = None
+    grades: Grades | None = None
 
     @cached_property
     def boxes(self) -> dict[str, Box]:
@@ -130,9 +144,10 @@ class Segmenter:
         image = geometry.to_network(film.pixels)[None, None]
         answers = [network({"image": image}) for network in self._networks]
         maps = [answer["probability"][0, 0] for answer in answers]
-        limit = self._spec.opaque
+        limit, limits = self._spec.opaque, self._spec.grades
         hidden = [] if limit is None else [answer["opacity"][0, 0] for answer in answers]
-        if not all(np.isfinite(member).all() for member in (*maps, *hidden)):
+        graded = [] if limits is None else [answer["grade"][0, 0] for answer in answers]
+        if not all(np.isfinite(member).all() for member in (*maps, *hidden, *graded)):
             raise LungscopeError(
                 "A segmentation network answered with numbers that are not finite. Try --device cpu; "
                 "`lungscope doctor` tests the installation.",
@@ -151,7 +166,8 @@ class Segmenter:
             right, left = left, right
         warnings = _implausible(film, right, left, merged=merged, agreement=agreement)
         opacity = None if limit is None else Opacity(np.mean(hidden, axis=0, dtype=np.float32), geometry, limit)
-        return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings), opacity)
+        grades = None if limits is None else Grades(np.mean(graded, axis=0, dtype=np.float32), geometry, limits)
+        return LungMask(mask, probability, left, right, film.spacing_mm, agreement, tuple(warnings), opacity, grades)
 
 
 def pool(

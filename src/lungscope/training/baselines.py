@@ -19,7 +19,7 @@ from lungscope.readers import read
 from lungscope.runtime import Weights
 from lungscope.stages.classification import lead, lung_view
 from lungscope.stages.segmentation import LungMask, Mask, pool, split
-from lungscope.training.networks import CLASSIFIERS, SEGMENTERS, build_classifier, build_segmenter
+from lungscope.training.networks import CLASSIFIERS, GRADE, SEGMENTERS, build_classifier, build_segmenter
 from lungscope.training.weights import load_weights
 
 
@@ -48,7 +48,7 @@ class Eager:
     def network(self, weights: Weights) -> nn.Module:
         """A network of the bundle, ready to be called."""
         spec = self.bundle.classifier
-        if weights.network in SEGMENTERS or spec is None:
+        if weights.network.removesuffix(GRADE) in SEGMENTERS or spec is None:
             network = build_segmenter(weights.network)
         else:
             network = build_classifier(weights.network, classes=len(spec.labels), size=spec.view.size)

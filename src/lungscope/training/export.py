@@ -26,7 +26,15 @@ from lungscope.errors import BundleError, DataError
 from lungscope.report import DISCLAIMER
 from lungscope.runtime import Runtime
 from lungscope.stages.classification import Conformal
-from lungscope.training.networks import build_classifier, build_segmenter, features, finds_opacity, head_of
+from lungscope.training.networks import (
+    build_classifier,
+    build_segmenter,
+    features,
+    finds_grade,
+    finds_opacity,
+    head_of,
+    maps_of,
+)
 from lungscope.training.views import lung_facts, view_facts, view_of
 from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
@@ -48,16 +56,18 @@ STORED_TOLERANCE = 2e-2
 
 
 class SegmenterGraph(nn.Module):
-    """image f32 [N, 1, S, S] in 0..1 → probability f32 [N, 1, S, S], and opacity f32 [N, 1, S, S] of a network that
-    finds it. The networks take 0..1 as it is."""
+    """image f32 [N, 1, S, S] in 0..1 → f32 [N, 1, S, S] each: probability of lung, and opacity and grade of a network
+    that finds them; see `networks.maps_of`. The networks take 0..1 as it is."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, maps: Sequence[str] = ("probability",)) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.maps = network, tuple(maps)
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        maps = torch.sigmoid(self.network(image))
-        return (maps[:, :1], maps[:, 1:]) if maps.shape[1] > 1 else maps
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = self.network(image).split(1, 1)
+        return tuple(
+            map_ if name == "grade" else torch.sigmoid(map_) for name, map_ in zip(self.maps, found, strict=True)
+        )
 
 
 class ClassifierGraph(nn.Module):
@@ -99,12 +109,13 @@ class Trained:
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> list[Trained]:
         """The segmenters of a finished bundle, as they are stored, each with the facts of its run and the bundle's
-        limit of opacity."""
+        limits of opacity and of grades."""
         spec, runs = bundle.segmenter, bundle.manifest.get("training", {}).get("runs", [])
         known = [*runs[: len(spec.members)], *({} for _ in spec.members)]
-        limit = {} if spec.opaque is None else {"opaque": spec.opaque}
+        limits: dict[str, Any] = {} if spec.opaque is None else {"opaque": spec.opaque}
+        limits |= {} if spec.grades is None else {"grades": list(spec.grades)}
         return [
-            cls(member.path, {**run, "network": member.network, "size": spec.size, **limit})
+            cls(member.path, {**run, "network": member.network, "size": spec.size, **limits})
             for member, run in zip(spec.members, known, strict=False)
         ]
 
@@ -269,8 +280,8 @@ def export_bundle(
             network = build_segmenter(trained.facts["network"])
             load_weights(network, trained.weights)
             file = "segmenter.onnx" if len(segmenters) == 1 else f"segmenter-{number}.onnx"
-            outputs = ["probability", "opacity"] if finds_opacity(trained.facts["network"]) else ["probability"]
-            differences[file] = export_graph(SegmenterGraph(network), folder / file, _resized(films, size), outputs)
+            maps = maps_of(trained.facts["network"])
+            differences[file] = export_graph(SegmenterGraph(network, maps), folder / file, _resized(films, size), maps)
             members.append({"network": trained.facts["network"], "file": file})
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -285,6 +296,8 @@ def export_bundle(
         }
         if all(finds_opacity(trained.facts["network"]) for trained in segmenters):
             document["segmenter"]["opaque"] = segmenters[0].facts.get("opaque", OPAQUE)
+        if all(finds_grade(trained.facts["network"]) for trained in segmenters):
+            document["segmenter"]["grades"] = segmenters[0].facts["grades"]
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
                 classifier, folder / "classifier.onnx", films, temperature, conformal, mirror
@@ -299,9 +312,17 @@ def export_bundle(
             **(facts or {}),
         }
         if classifier is not None:
-            found_by = {member["file"]: sha256_of(folder / member["file"]) for member in members}
+            found_by = {
+                member["file"]: {sha256_of(folder / member["file"]), *trained.facts.get("same_lungs", [])}
+                for member, trained in zip(members, segmenters, strict=True)
+            }
+            saw: dict[str, str] = classifier.facts.get("segmenter", {})
             lungs = lung_facts(pool, threshold, size)
-            same = classifier.facts.get("segmenter") == found_by and classifier.facts.get("lungs", lungs) == lungs
+            same = (
+                saw.keys() == found_by.keys()
+                and all(digest in found_by[file] for file, digest in saw.items())
+                and classifier.facts.get("lungs", lungs) == lungs
+            )
             document["training"]["classifier_saw_lungs_of_this_segmenter"] = same
             if not same:
                 log.warning("the classifier was trained on lungs that another segmenter, or this one otherwise, found")

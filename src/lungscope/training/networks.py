@@ -7,7 +7,7 @@ is in `IMAGENET`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -43,6 +43,10 @@ SEGMENTERS: dict[str, tuple[str, str]] = {f"{d}-{e}": (d, e) for d in DECODERS f
 #: What ends the name of a segmenter that also says how opaque the lungs are, place by place. Each has such a twin.
 OPACITY = "-opacity"
 SEGMENTERS |= {name + OPACITY: row for name, row in SEGMENTERS.items()}
+
+#: What ends the name of any of them that also grades, place by place, how ill the lungs look. It is not trained but
+#: fitted to a trained one: see `training.grades`.
+GRADE = "-grade"
 
 
 @dataclass(frozen=True)
@@ -99,21 +103,76 @@ IMAGENET = {"efficientnetlite0": _lite(0, "57934424"), "efficientnetlite2": _lit
 
 
 def build_segmenter(name: str) -> nn.Module:
-    """A segmenter: f32 [N, 1, S, S] in 0..1 → logits f32 [N, 1, S, S] of lung; where `finds_opacity`, f32 [N, 2, S, S],
-    of lung and of opacity.
+    """A segmenter: f32 [N, 1, S, S] in 0..1 → f32 [N, M, S, S], logits of lung; behind it, where the name says so,
+    logits of opacity, and grades.
 
-    Raises RecipeError for a name that is not in `SEGMENTERS`.
+    Raises RecipeError for a name that is not in `SEGMENTERS`, without `GRADE`.
     """
-    decoder, encoder = SEGMENTERS[look_up(name, SEGMENTERS, what="segmenter", error=RecipeError)]
+    trained = name.removesuffix(GRADE)
+    decoder, encoder = SEGMENTERS[look_up(trained, SEGMENTERS, what="segmenter", error=RecipeError)]
     maps = 2 if finds_opacity(name) else 1
     network: nn.Module = DECODERS[decoder](ENCODERS[encoder], encoder_weights=None, in_channels=1, classes=maps)
     _set_epsilon(network.get_submodule("encoder"), encoder)
-    return network
+    return Graded(network) if finds_grade(name) else network
 
 
 def finds_opacity(name: str) -> bool:
     """Whether a segmenter has a second map, of how opaque the lungs are."""
-    return name.endswith(OPACITY)
+    return name.removesuffix(GRADE).endswith(OPACITY)
+
+
+def finds_grade(name: str) -> bool:
+    """Whether a segmenter has a last map, of how ill the lungs look on the scale of a zone's score."""
+    return name.endswith(GRADE)
+
+
+def maps_of(name: str) -> list[str]:
+    """What a segmenter's maps are called in a bundle's graph, in their order."""
+    return ["probability", *["opacity"] * finds_opacity(name), *["grade"] * finds_grade(name)]
+
+
+class GradeHead(nn.Module):
+    """A map of grades f32 [N, 1, S, S] from an encoder's features, the finest level first, each with half the side of
+    the one before: a weighted sum of the channels of every level, brought to the finest and doubled to S.
+
+    It is linear, and so is a zone's mean over it, so that weights can be fitted to zones in closed form.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Conv2d(count, 1, 1, bias=False) for count in channels)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """One f32 [1, C, 1, 1] for each level, the finest first."""
+        return [cast(nn.Conv2d, level).weight for level in self.levels]
+
+    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        *finer, grade = [level(found) for level, found in zip(self.levels, features, strict=True)]
+        for found in reversed(finer):
+            grade = found + _doubled(grade)
+        return self.bias + _doubled(grade)
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class Graded(nn.Module):
+    """A segmenter with its parts under their own names, and a map of grades of its encoder's features as the last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.encoder = network.get_submodule("encoder")
+        self.decoder = network.get_submodule("decoder")
+        self.segmentation_head = network.get_submodule("segmentation_head")
+        # The first of an encoder's levels is the film itself.
+        self.grade_head = GradeHead(cast(Sequence[int], self.encoder.out_channels)[1:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.encoder(x)
+        return torch.cat([self.segmentation_head(self.decoder(found)), self.grade_head(found[1:])], 1)
 
 
 def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, drop_path: float = 0.0) -> nn.Module:

@@ -18,7 +18,7 @@ from lungscope.stages.severity import NORMAL
 from lungscope.training.augment import paint_opacities, random_affine, random_tone, to_float, warp
 from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import MaskedFilms
-from lungscope.training.networks import build_segmenter, finds_opacity
+from lungscope.training.networks import GRADE, Graded, build_segmenter, finds_opacity
 from lungscope.training.recipe import Phase, Recipe
 from lungscope.training.weights import refuse_other_parts
 
@@ -43,6 +43,11 @@ class SegmenterTask(Task):
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, phase: Phase, seed: int, stores: list[str]) -> None:
+        if isinstance(network, Graded):
+            raise RecipeError(
+                f"grades are fitted to a trained segmenter, by `lungscope train severity`, and survive no training: "
+                f"name the network without {GRADE!r}"
+            )
         super().__init__(network, recipe, phase, seed)
         self.stores = stores
         self.dice: dict[int, list[Tensor]] = defaultdict(list)

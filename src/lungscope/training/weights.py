@@ -34,6 +34,8 @@ ENCODER = "encoder."
 OF_TIMM = "model."
 #: And the last layer of its decoder, one row a map.
 MAPS = "segmentation_head."
+#: And what grades, which is fitted to the encoder that it stands on and goes with no other.
+GRADES = "grade_head."
 #: What marks a tensor that is stored as f16 and cast back when the graph is loaded.
 HALF = ".f16"
 
@@ -103,8 +105,8 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
     they are; or `.pth` of `imagenet_weights`, where the last layer and a segmenter's decoder do. encoder_only: take a
     segmenter's encoder alone, into a segmenter with another decoder or a classifier with the same layers; what else the
     network has stays as it is. Weights of a segmenter that finds lungs alone fit one that finds
-    opacity, too, whose second map stays as it is. Raises RecipeError for a file of another network, encoder or
-    number of classes.
+    opacity, too, whose second map stays as it is, and so do weights with and without grades. Raises RecipeError for a
+    file of another network, encoder or number of classes.
     """
     if path.suffix == ".pth":
         network.load_state_dict({**network.state_dict(), **_imagenet_state(path, network)})
@@ -120,6 +122,8 @@ def load_weights(network: nn.Module, path: Path, *, encoder_only: bool = False) 
     if onnx_file or encoder_only:
         state = {**network.state_dict(), **state}
     own = network.state_dict()
+    state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(GRADES)}
+    state |= {name: tensor for name, tensor in own.items() if name.startswith(GRADES) and name not in state}
     for name, tensor in state.items():
         if name.startswith(MAPS) and name in own and len(tensor) == 1 < len(own[name]):
             state[name] = torch.cat([tensor.to(own[name].dtype), own[name][1:]])

@@ -316,7 +316,7 @@ def park(report: Report, folder: Path) -> Report:
         return cast(Array, np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)))
 
     lungs, saliency = report.lungs, report.saliency
-    opacity = lungs.opacity
+    opacity, grades = lungs.opacity, lungs.grades
     return replace(
         report,
         film=replace(report.film, pixels=mapped("film", report.film.pixels)),
@@ -327,6 +327,7 @@ def park(report: Report, folder: Path) -> Report:
             right=mapped("right", lungs.right),
             probability=mapped("probability", lungs.probability),
             opacity=None if opacity is None else replace(opacity, map=mapped("opacity", opacity.map)),
+            grades=None if grades is None else replace(grades, map=mapped("grades", grades.map)),
         ),
         saliency=None if saliency is None else replace(saliency, map=mapped("saliency", saliency.map)),
     )
