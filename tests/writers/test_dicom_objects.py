@@ -279,6 +279,56 @@ def test_names_survive_in_the_films_character_set(
         assert (dataset.PatientName, dataset.SpecificCharacterSet) == (name, characters)
 
 
+WRONG = {"PatientName": "Mü^ß", "PatientID": "Ü-12ß ", "StudyDescription": "Größe", "AccessionNumber": "Ä77 "}
+
+
+def misdeclared(folder: Path, declared: str, syntax: str = uid.ExplicitVRLittleEndian) -> Path:
+    """A film with texts in Latin 1, one in a sequence, whose header says that they are in another character set."""
+    other = Dataset()
+    other.PatientID, other.TypeOfPatientID = "Ö8", "TEXT"
+    made = make_dicom(as_integers(PICTURE, 12), SpecificCharacterSet="ISO_IR 100", OtherPatientIDsSequence=[other])
+    for keyword, value in WRONG.items():
+        setattr(made, keyword, value)
+    path = save_dicom(made, folder / "scan.dcm", syntax)
+    data = path.read_bytes()
+    assert data.count(b"ISO_IR 100") == 1
+    path.write_bytes(data.replace(b"ISO_IR 100", declared.encode().ljust(10)))
+    return path
+
+
+def raw(data: bytes, keyword: str) -> Any:
+    return dcmread(BytesIO(data)).get_item(keyword).value
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+@pytest.mark.parametrize("declared", ["ISO_IR 192", "", "ISO_IR 999", "GB18030", "ISO_IR 127", "ISO_IR 100"])
+def test_who_it_is_stays_byte_for_byte_whatever_the_character_set(
+    declared: str, syntax: str, analyzer: Analyzer, tmp_path: Path
+) -> None:
+    path = misdeclared(tmp_path, declared, syntax)
+    for kind, dataset in dicom.objects(analyzer.analyze(path)).items():
+        data = dicom.encode(dataset)
+        for keyword, value in WRONG.items():
+            assert raw(data, keyword).rstrip() == value.encode("latin-1").rstrip(), (kind, keyword)
+            assert raw(data, keyword) == raw(path.read_bytes(), keyword)
+        item = dcmread(BytesIO(data))
+        assert (item.get("SpecificCharacterSet") or "") == declared
+        assert item.OtherPatientIDsSequence[0].get_item("PatientID").value.rstrip() == b"\xd68"
+
+
+@pytest.mark.parametrize(("declared", "named"), [("ISO_IR 192", True), ("", True), ("ISO_IR 100", False)])
+def test_who_it_is_is_named_where_it_can_not_stay(declared: str, named: bool, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", labels=["Spot", "Normal", "Пневмония"], thresholds=None)
+    report = Analyzer(bundle, device="cpu").analyze(misdeclared(tmp_path, declared))
+    objects = made(report)
+    assert {dataset.SpecificCharacterSet for dataset in objects.values()} == {"ISO_IR 192"}
+    text = words(objects["report"])
+    assert ("does not fit its Specific Character Set" in text) is named
+    assert all((keyword in text) is named for keyword in WRONG)
+    if not named:
+        assert objects["report"].PatientID == WRONG["PatientID"].rstrip()
+
+
 def test_classes_without_a_code_get_one_of_our_own_in_any_script(tmp_path: Path) -> None:
     labels = ["Spot\\s", "Normal", "Пневмония"]
     bundle = write_bundle(tmp_path / "bundle", labels=labels, thresholds=None)

@@ -35,7 +35,8 @@ def objects(
 
     new_study: give a film that is not DICOM a study of its own, with the film in it; says nothing of DICOM films.
     film: the bytes of the film's file, for a DICOM film that was not read from a path; else the file is read again.
-    needed_only: take nothing of the film's header but what an object must have (`study.NEEDED`).
+    Texts of the film's header are in the objects as bytes; pydicom makes words of one that is read here, and
+    writes those. needed_only: take nothing of the film's header but what an object must have (`study.NEEDED`).
 
     Raises InputError (code "no-study") for a film that is not DICOM without `new_study`, or one whose UIDs have several
     values; UnreadableFileError where the film's file is gone or is not what was analysed.

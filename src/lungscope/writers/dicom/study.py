@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from typing import Any, Self
@@ -12,11 +12,16 @@ from uuid import NAMESPACE_OID, uuid5
 
 from highdicom import UID, SOPClass
 from pydicom import DataElement, Dataset, dcmread
+from pydicom.charset import python_encoding
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, SecondaryCaptureImageStorage
 from pydicom.valuerep import DT
 
 from lungscope.errors import InputError, UnreadableFileError
 from lungscope.report import DISCLAIMER, Report
+from lungscope.stages.quality import Warning_
 
 PRODUCT = "lungscope"
 #: Each object is a series of its own; high numbers put it after what was acquired.
@@ -34,6 +39,8 @@ TYPE_2 = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+#: The value representations that Specific Character Set speaks of (PS3.5 6.1.2.2), and its terms for ASCII alone.
+TEXT, ASCII = ("LO", "LT", "PN", "SH", "ST", "UC", "UT"), ("", "ISO_IR 6", "ISO 2022 IR 6")
 #: Whether pixels were ever lossy stays with what is made of them (PS3.3 C.7.6.1.1.5).
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 #: What Pillow calls JPEG inside a TIFF, by its newer and its older tag.
@@ -57,6 +64,8 @@ class Study:
     """One film's report, and what its objects need to know of the film's own file.
 
     header: the film's attributes without its pixels; patient and study are copied from here, as they are.
+    texts: those of them that the character set speaks of, as their bytes, each with the data set that it is in; none
+    where the objects are in another character set.
     film: what highdicom is shown as the film: the UIDs and the grid, as a Secondary Capture. A CR or DX image is no
     plane in space either, and a film may be of a kind that highdicom does not know. `finish` names the true SOP class.
     sop_class: that class. is_new: whether the film is not DICOM, and the study was made for it.
@@ -65,6 +74,7 @@ class Study:
 
     report: Report
     header: Dataset
+    texts: list[tuple[Dataset, RawDataElement]]
     film: Dataset
     sop_class: str
     is_new: bool
@@ -80,7 +90,7 @@ class Study:
                 "that DICOM objects could belong to. Ask for a new one (--new-study), or leave dicom out of --write.",
                 code="no-study",
             )
-        header = Dataset() if is_new else _read_header(report, film)
+        header, texts = (Dataset(), []) if is_new else _read_header(report, film)
         if needed_only:
             for element in list(header):
                 if element.keyword not in NEEDED or not _fits(element):
@@ -112,9 +122,11 @@ class Study:
         if zone is None and "TimezoneOffsetFromUTC" in header:
             del header.TimezoneOffsetFromUTC
         if not _ascii(report):
+            if altered := [] if needed_only else _altered(header, texts):
+                report = _warned(report, altered)
             header.decode()
-            header.SpecificCharacterSet = "ISO_IR 192"
-        return cls(report, header, _as_capture(header, report), sop_class, is_new, _moment(report, zone))
+            header.SpecificCharacterSet, texts = "ISO_IR 192", []
+        return cls(report, header, texts, _as_capture(header, report), sop_class, is_new, _moment(report, zone))
 
     def uid(self, *names: str) -> UID:
         """A UID for what `names` say, always the same for one film analysed with the same bundle in the same way."""
@@ -146,7 +158,10 @@ class Study:
         }
 
     def finish(self, dataset: SOPClass) -> SOPClass:
-        """Copy patient and study, and set what highdicom leaves to chance or to the clock."""
+        """Copy patient and study, and set what highdicom leaves to chance or to the clock.
+
+        Texts are copied as bytes: where they do not fit the film's character set, words made of them would be others.
+        """
         dataset.copy_patient_and_study_information(self.header)
         for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):
             if keyword in self.header:
@@ -161,6 +176,14 @@ class Study:
         for item in (*dataset.get("DimensionOrganizationSequence", ()), *dataset.get("DimensionIndexSequence", ())):
             item.DimensionOrganizationUID = self.uid(dataset.SOPInstanceUID, "dimensions")
         dataset.walk(self._name_film)
+        # pydicom writes bytes as they are only into the encoding and character set that they came from, and what it
+        # sees as such it writes without this.
+        correct_ambiguous_vr(dataset, True)
+        for owner, text in self.texts:  # at last: what is read becomes words
+            copy = dataset if owner is self.header else owner
+            if copy is owner or (text.tag in dataset and dataset.get_item(text.tag) is owner.get_item(text.tag)):
+                copy[text.tag] = text
+                copy.set_original_encoding(False, True, owner.original_character_set)
         return dataset
 
     def _name_film(self, dataset: Dataset, element: Any) -> None:
@@ -168,7 +191,8 @@ class Study:
             dataset.ReferencedSOPClassUID = self.sop_class
 
 
-def _read_header(report: Report, film: bytes | None) -> Dataset:
+def _read_header(report: Report, film: bytes | None) -> tuple[Dataset, list[tuple[Dataset, RawDataElement]]]:
+    """`Study.header` and `Study.texts` of a DICOM film."""
     path = report.source.path
     name = str(path or "The film")
     if film is None and path is None:
@@ -183,12 +207,53 @@ def _read_header(report: Report, film: bytes | None) -> Dataset:
     if data is None or hashlib.sha256(data).hexdigest() != report.source.sha256:
         raise UnreadableFileError(f"{name}: is not the file that was analysed; it has changed. Analyse it again.")
     header = dcmread(BytesIO(data), force=True, stop_before_pixels=True)
-    for tag in list(header.keys()):
+    return header, _decoded(header)
+
+
+def _decoded(dataset: Dataset) -> list[tuple[Dataset, RawDataElement]]:
+    """Decode every element at every depth, and leave out what can not be. Returns the texts as their bytes, as elements
+    of a file in explicit VR, each with the data set that it is in."""
+    texts: list[tuple[Dataset, RawDataElement]] = []
+    for tag in list(dataset.keys()):
+        raw: DataElement | RawDataElement = dataset.get_item(tag)
         try:
-            header[tag]
+            element = dataset[tag]
         except Exception:  # a value that its own VR can not hold; pydicom lets nearly every type escape
-            del header[tag]
-    return header
+            del dataset[tag]
+            continue
+        if element.VR == "SQ":
+            for item in element.value or ():
+                texts += _decoded(item)
+        elif isinstance(raw, RawDataElement) and raw.value and element.VR in TEXT:
+            value = raw.value + b" " * (len(raw.value) % 2)
+            texts.append((dataset, raw._replace(VR=element.VR, value=value, length=len(value))))
+    return texts
+
+
+def _altered(header: Dataset, texts: list[tuple[Dataset, RawDataElement]]) -> list[str]:
+    """The keywords of what says whose film it is and does not fit the film's character set, so that words made of it
+    may be others."""
+    declared = header.get("SpecificCharacterSet") or ""
+    terms = [declared] if isinstance(declared, str) else declared
+    known = any(term in python_encoding and term not in ASCII for term in terms)
+    found = []
+    for owner, text in texts:
+        keyword = keyword_for_tag(text.tag)
+        if owner is header and keyword in (*TYPE_2, "StudyDescription"):
+            fits = known or (text.value or b"").isascii()
+            if not fits or "\ufffd" in str(header[text.tag].value):
+                found.append(keyword)
+    return found
+
+
+def _warned(report: Report, altered: list[str]) -> Report:
+    """The report with a warning that names what is `_altered`; it goes into the SR."""
+    message = (
+        f"{', '.join(altered)}: the film's value does not fit its Specific Character Set, and is altered in the DICOM "
+        "objects, which are in UTF-8. Correct the character set in the film and analyse it again."
+    )
+    warnings = (*report.run.warnings, Warning_("character-set", message, "dicom"))
+    return replace(report, run=replace(report.run, warnings=warnings))
 
 
 def _fits(element: DataElement) -> bool:
