@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -24,7 +25,7 @@ from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError, UsageError
 from lungscope.training.engine import Hardware, KeepAverage, KeepBest, Run, Task, validate
-from lungscope.training.films import MaskedFilms
+from lungscope.training.films import EpochSampler, MaskedFilms
 from lungscope.training.networks import build_segmenter
 from lungscope.training.recipe import Augment, Best, Phase, load_recipe
 from lungscope.training.segmenter import SegmenterTask, train_segmenter
@@ -281,6 +282,55 @@ def test_a_phase_that_stopped_early_is_over_after_a_kill_too(tmp_path: Path) -> 
     for name in ("phase-1/done", "phase-1/epochs.json", "weights.safetensors", "weights.json"):
         (tmp_path / name).unlink()
     assert run() == [0, 1, 2, 3]
+
+
+class Noisy(Told):
+    """Draws noise for every training batch, also for those that batch-norm statistics are made of."""
+
+    def prepare(self, batch: list[torch.Tensor], *, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        x, target = super().prepare(batch, train=train)
+        return (x + torch.rand_like(x) if train else x), target
+
+
+class Cut(Callback):
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise InterruptedError
+
+
+def test_neither_workers_nor_a_kill_change_what_is_drawn(tmp_path: Path) -> None:
+    best, phases = Best("val_accuracy", "max"), (Phase(32, 4, 0.01, 0),)
+    recipe = replace(load_recipe("classifier-paper"), phases=phases, batch=2, best=best, batch_norm_batches=2)
+    films = TensorDataset(torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def run(folder: str, workers: int, *callbacks: Callback) -> dict[str, torch.Tensor]:
+        own = Run(recipe, tmp_path / folder, 0, replace(CPU, workers=workers), films, films, [0] * 6, {})
+        return load_file(
+            replace(own, callbacks=[*callbacks]).fit(
+                lambda size: nn.Sequential(nn.Conv2d(1, 1, 4), nn.BatchNorm2d(1)),
+                lambda network, phase, seed: Noisy(network, recipe, phase, seed),
+            )
+        )
+
+    expected = run("alone", 0)
+    for workers in (0, 1):
+        with pytest.raises(InterruptedError):
+            run(f"killed-{workers}", workers, Cut())
+        for found in (run(f"unbroken-{workers}", workers), run(f"killed-{workers}", workers)):
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-6, atol=0.0)
+
+
+def test_an_epoch_has_the_order_of_its_seed_whatever_was_drawn_before(tmp_path: Path) -> None:
+    recipe = replace(load_recipe("classifier-paper"), batch=2)
+    films = TensorDataset(torch.arange(6))
+    loader = Run(recipe, tmp_path, 0, CPU, films, films, [0] * 6, {})._loader(films, Phase(32, 2, 0.01, 0), 3)
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        orders = [torch.cat([batch for (batch,) in loader]).tolist() for _ in range(2)]
+        expected = EpochSampler(6, seed=3)
+        expected.set_epoch(epoch)
+        assert orders == [list(expected)] * 2
 
 
 def test_a_run_on_lungs_found_otherwise_is_another_run(tmp_path: Path) -> None:

@@ -125,10 +125,9 @@ class Task(lightning.LightningModule):
         """Mean loss of a batch."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed an epoch's draws at its first batch.
+        """Seed an epoch's draws at its first batch, so that nothing counts that this process did before.
 
-        Not at the epoch's start: Lightning makes the loader's iterator, which draws a number, before that hook in the
-        first epoch and where it resumes, after it in the others. That number is drawn here again.
+        After the first epoch one number is drawn and left: the recorded results are of what comes after it.
         """
         if batch_idx == 0:
             own = 7_919 * self.global_rank
@@ -479,6 +478,9 @@ class Run:
             drop_last=phase is not None,
             persistent_workers=self.hardware.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Else each iterator that is made draws from the generator that augments, and how many are made depends on
+            # workers and kills.
+            generator=torch.Generator().manual_seed(seed),
         )
 
 
