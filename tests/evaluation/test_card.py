@@ -71,6 +71,43 @@ def test_the_card_says_how_right_a_network_is_within_a_source(tmp_path: Path) ->
     assert f"| {seen} | s: not known | 7 |" in card
 
 
+def test_the_card_says_what_a_network_is_shown(tmp_path: Path) -> None:
+    """Of the network itself, and of controls, where two of one input differ in how it is cut out."""
+    root = write_bundle(tmp_path)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["classifier"]["view"]["aligned"] = True
+    row = {
+        "store": "s", "input": "background", "films": 7, "accuracy": 0.9, "macro_f1": 0.9, "macro_auc": 0.9,
+        "intervals": {"accuracy": [0.8, 1.0], "macro_f1": [0.8, 1.0]},
+    }  # fmt: skip
+    view = {"input": "background", "crop": False, "margin": 0.06, "size": 192, "equalised": False, "aligned": False}
+    cut = {**row, "view": {**view, "crop": True, "aligned": True}}
+    (root / "controls.json").write_text(json.dumps({"stores": [{**row, "view": view}, cut]}))
+    seal(root, manifest)
+    card = model_card(Bundle.load(root))
+    assert "the lungs alone, cut out close, in one pose) gives" in card
+    assert "| the background, lungs blacked out | 7 |" in card
+    assert "| the background, lungs blacked out, cut out close, in one pose | 7 |" in card
+
+
+def test_the_card_says_what_grades_were_fitted_on(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path, opacity=True)
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert "grades of zones" not in model_card(Bundle.load(root))
+    manifest["segmenter"]["grades"] = [0.5, 1.25, 2.0]
+    seal(root, manifest)
+    card = model_card(Bundle.load(root))
+    assert "Brixia scores; a zone scores 1, 2 and 3 from a grade of 0.5, 1.25, 2 on." in card
+    assert "is derived from how opaque the lungs are: a place is involved above 0.1" in card
+    fit = {"films": ["a", "b", "c"], "patients": 2, "healthy": {"train": 9, "val": 4}}
+    run = {"network": "a", "weights_sha256": "ab" * 32, "severity": fit}
+    manifest["training"] = {"runs": [run], "healthy": {"films": 4}}
+    seal(root, manifest)
+    card = model_card(Bundle.load(root))
+    assert "scores of 3 films of 2 patients and to 9 healthy ones; a zone" in card
+    assert "of 4 healthy validation films are clear" in card and "few films that radiologists scored" in card
+
+
 def test_severity_on_films_that_may_have_been_trained_on_is_no_row_of_the_card(tmp_path: Path) -> None:
     root, score = write_bundle(tmp_path), {"spearman": 0.5, "interval": [0.4, 0.6]}
     rows = dict.fromkeys(("ours_senior", "ours_junior", "senior_junior"), score)

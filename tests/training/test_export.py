@@ -293,3 +293,10 @@ def test_a_sound_graph_passes(tmp_path: Path) -> None:
     differences = export_graph(Dark(), tmp_path / "x.onnx", films(), ["probability"])
     assert differences["probability_f32"] <= TOLERANCE
     assert json.dumps(differences)
+
+
+def test_an_ensemble_of_networks_trained_at_two_sizes_is_asked_for_one(segmenter: Trained, tmp_path: Path) -> None:
+    wider = Trained(segmenter.weights, {**segmenter.facts, "size": 2 * SIZE})
+    with pytest.raises(BundleError, match=f"sides of {SIZE}, {2 * SIZE}. Say which with --segmenter-size"):
+        export_bundle([segmenter, wider], None, tmp_path / "out", films=films(), name="test", version="1")
+    assert not (tmp_path / "out").exists()

@@ -187,8 +187,8 @@ def _fit_opaque(bundle: Bundle, data: list[tuple[Store, Split]], console: Consol
     counts = {"films": healthy.films, "failed": len(healthy.failed), "zones": len(healthy.levels)}
     bundle = amend_bundle(bundle, opaque=fit_opaque(healthy.levels), healthy=counts)
     console.print(
-        f"a place is involved above an opacity of {bundle.segmenter.opaque:g}: {HEALTHY:.0%} of {len(healthy.levels)} "
-        f"zones of healthy lungs score 0 (validation, n = {healthy.films})"
+        f"a place is involved above an opacity of {bundle.segmenter.opaque:g}: of {HEALTHY:.0%} of "
+        f"{len(healthy.levels)} zones of healthy lungs less than 5 % is (validation, n = {healthy.films})"
     )
     return bundle
 
@@ -224,7 +224,10 @@ def _controls(path: Path) -> str:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         runs = [
-            {"stores": [{name: row[name] for name in names} for row in run["stores"]], "weights": run["weights"]}
+            {
+                "stores": [{name: row[name] for name in names} | _further(row) for row in run["stores"]],
+                "weights": run["weights"],
+            }
             for run in (document, *document["controls"])
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -232,6 +235,11 @@ def _controls(path: Path) -> str:
     if len(runs) < 2:
         raise DataError(f"{path} holds one network; controls are at least two, of one recipe, on different inputs")
     return json.dumps({**runs[0], "controls": runs[1:]}, indent=1) + "\n"
+
+
+def _further(row: dict[str, Any]) -> dict[str, Any]:
+    """What a network was shown, and how right it was within each source, where the result says so."""
+    return {name: row[name] for name in ("view", "sources") if name in row}
 
 
 def _measure(

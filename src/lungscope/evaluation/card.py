@@ -14,7 +14,7 @@ from lungscope.bundle import Bundle
 from lungscope.evaluation.calibration import HEALTHY
 from lungscope.precision import LEAST_SAME_CLASS, LEAST_SAME_MASK, MOST_LOST, MOST_SEVERITY_MAE
 from lungscope.report import DISCLAIMER
-from lungscope.stages.classification import INPUT_NAMES
+from lungscope.stages.classification import INPUT_NAMES, ViewSpec, view_name
 from lungscope.statistics import number, with_interval
 
 METRICS = "metrics.json"
@@ -60,7 +60,7 @@ def _use(bundle: Bundle) -> str:
     if bundle.classifier is not None:
         spec = bundle.classifier
         text += (
-            f"The classifier ({spec.weights.network}, {spec.view.size}², {INPUT_NAMES[spec.view.input]}) gives "
+            f"The classifier ({spec.weights.network}, {spec.view.size}², {view_name(spec.view)}) gives "
             f"probabilities of {', '.join(spec.labels)}"
             + (
                 "; neither they nor sets were calibrated"
@@ -74,7 +74,7 @@ def _use(bundle: Bundle) -> str:
                 else ""
             )
             + "; a heat map shows what spoke for the class, and severity is derived from "
-            + (_involved(bundle) if bundle.segmenter.opaque is not None else "it. ")
+            + _severity(bundle)
         )
     return text + (
         "For research and teaching: to train, compare and study networks.\n\n"
@@ -82,13 +82,37 @@ def _use(bundle: Bundle) -> str:
     )
 
 
+def _severity(bundle: Bundle) -> str:
+    """What severity is derived from, and what that was fitted on."""
+    involved = _involved(bundle) if bundle.segmenter.opaque is not None else "it. "
+    if bundle.segmenter.grades is None:
+        return involved
+    limits = ", ".join(f"{limit:g}" for limit in bundle.segmenter.grades)
+    fit = next(
+        (run["severity"] for run in bundle.manifest.get("training", {}).get("runs", []) if "severity" in run), None
+    )
+    fitted = (
+        ""
+        if fit is None
+        else (
+            f" of {len(fit['films'])} films of {fit['patients']} patients and to {fit['healthy']['train']} healthy ones"
+        )
+    )
+    return (
+        "the segmenter's grades of zones: a weighted sum of what its encoder sees, fitted to two radiologists' Brixia "
+        f"scores{fitted}; a zone scores 1, 2 and 3 from a grade of {limits} on. How much of a lung is involved is "
+        f"derived from {involved}"
+    )
+
+
 def _involved(bundle: Bundle) -> str:
-    """Above which opacity a place counts for severity, and what that was fitted on."""
+    """Above which opacity a place is involved, and what that was fitted on."""
     text = f"how opaque the lungs are: a place is involved above {bundle.segmenter.opaque:g}, "
     healthy = bundle.manifest.get("training", {}).get("healthy")
     if healthy is None:
         return text + "which was not fitted when this bundle was made. "
-    return text + f"so that {HEALTHY:.0%} of the zones of {healthy['films']} healthy validation films score 0. "
+    clear = "score 0" if bundle.segmenter.grades is None else "are clear"
+    return text + f"so that {HEALTHY:.0%} of the zones of {healthy['films']} healthy validation films {clear}. "
 
 
 def _data(bundle: Bundle) -> str:
@@ -155,7 +179,7 @@ def _results(metrics: dict[str, Any]) -> list[str]:
                 )  # fmt: skip
     for row in metrics.get("classifier", []):
         spans = row["intervals"]
-        what = f"class from {INPUT_NAMES[row['input']]}, {row['store']} {row['part']}"
+        what = f"class from {_sees(row)}, {row['store']} {row['part']}"
         rows += [
             (f"{what}: accuracy", row["films"], with_interval(row["accuracy"], spans["accuracy"]),
              f"films that failed: {len(row['failed'])}"),
@@ -192,6 +216,9 @@ def _results(metrics: dict[str, Any]) -> list[str]:
             " Severity: near-duplicates of films that were trained on were not looked for."
             if seen is None
             else f" Severity: {len(seen)} near-duplicates of films of these sets are left out."
+            if not severity.get("fitted")
+            else f" Severity: {len(seen)} films that are near-duplicates of films of these sets, or that grades were "
+            "fitted on, are left out."
         )
         if severity.get("failed"):
             note += f" {len(severity['failed'])} of its {severity['films']} films could not be analysed."
@@ -239,6 +266,11 @@ def _by_class(row: dict[str, Any]) -> str:
     return text
 
 
+def _sees(row: dict[str, Any]) -> str:
+    """What the network of a row of scores is shown; results of before name the input alone."""
+    return view_name(ViewSpec(**row["view"])) if "view" in row else INPUT_NAMES[row["input"]]
+
+
 def counted(classes: dict[str, int]) -> str:
     """How many films there are of each class, as text."""
     return ", ".join(f"{label} {films}" for label, films in classes.items())
@@ -247,7 +279,7 @@ def counted(classes: dict[str, int]) -> str:
 def _by_source(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Accuracy within each source; nothing where no source was known."""
     lines = [
-        (INPUT_NAMES[row["input"]], f"{row['store']}: {source or NOT_KNOWN}", facts["films"], facts["failed"],
+        (_sees(row), f"{row['store']}: {source or NOT_KNOWN}", facts["films"], facts["failed"],
          counted(facts["classes"]), with_interval(facts["accuracy"], facts["interval"]))
         for row in rows for source, facts in row.get("sources", {}).items()
     ]  # fmt: skip
@@ -268,7 +300,7 @@ def recorded_controls(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _controls(bundle: Bundle) -> list[str]:
     rows = [
-        (INPUT_NAMES[row["input"]], row["films"], with_interval(row["accuracy"], row["intervals"]["accuracy"]),
+        (_sees(row), row["films"], with_interval(row["accuracy"], row["intervals"]["accuracy"]),
          with_interval(row["macro_f1"], row["intervals"]["macro_f1"]), number(row["macro_auc"]))
         for row in recorded_controls(bundle)
     ]  # fmt: skip
@@ -349,8 +381,12 @@ def _failures(bundle: Bundle, metrics: dict[str, Any]) -> list[str]:
     if bundle.classifier is not None:
         items += [
             "A film of a disease that is no class here gets a class all the same, or no answer.",
-            "Severity is derived from a map of opacity that was learnt from painted opacities: anything that hides air "
-            "counts, disease or not, and the score may contradict the class."
+            "Severity is derived from few films that radiologists scored, nearly all of adults with pneumonia: what it "
+            "is worth on other disease is not known. Whatever looks like theirs counts, disease or not, and the score "
+            "may contradict the class, and how much of a lung is involved."
+            if bundle.segmenter.grades is not None
+            else "Severity is derived from a map of opacity that was learnt from painted opacities: anything that "
+            "hides air counts, disease or not, and the score may contradict the class."
             if bundle.segmenter.opaque is not None
             else "Severity is derived from the classifier's evidence, so that it fails where the classifier does, and "
             "may contradict the class.",

@@ -9,7 +9,7 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ def score_classifier(
         scores = score_predictions(found, spec.temperature, spec.conformal)
     except DataError as error:
         raise DataError(f"{store.name}, part {part!r}: {error}") from error
-    return {"store": store.name, "part": part, "input": spec.view.input, **scores}
+    return {"store": store.name, "part": part, "input": spec.view.input, "view": asdict(spec.view), **scores}
 
 
 def score_predictions(found: Predictions, temperature: float, conformal: Conformal | None = None) -> dict[str, Any]:

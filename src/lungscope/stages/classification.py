@@ -43,6 +43,12 @@ class ViewSpec:
     aligned: bool = False
 
 
+def view_name(view: ViewSpec) -> str:
+    """What a classifier is shown, in words."""
+    ways = {"cut out close": view.crop, "in one pose": view.aligned, "grey levels equalised": view.equalised}
+    return ", ".join([INPUT_NAMES[view.input], *(way for way, holds in ways.items() if holds)])
+
+
 def lung_view(pixels: Pixels, lungs: LungMask, spec: ViewSpec) -> tuple[Pixels, Geometry]:
     """Cut a classifier's input f32 [size, size] in 0..1 out of a film [H, W] and its lungs.
 

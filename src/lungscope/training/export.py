@@ -274,7 +274,7 @@ def export_bundle(
             "tolerance_f32": TOLERANCE,
             "tolerance_stored": STORED_TOLERANCE,
         }
-        size = segmenter_size or int(segmenters[0].facts["size"])
+        size = segmenter_size or _one_size(segmenters)
         members = []
         for number, trained in enumerate(segmenters, 1):
             network = build_segmenter(trained.facts["network"])
@@ -330,6 +330,17 @@ def export_bundle(
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
         Bundle.load(folder)
     return Bundle.load(out)
+
+
+def _one_size(segmenters: Sequence[Trained]) -> int:
+    """The side that all segmenters were trained at."""
+    sizes = sorted({int(trained.facts["size"]) for trained in segmenters})
+    if len(sizes) > 1:
+        raise BundleError(
+            f"an ensemble has one grid, and its segmenters were trained at sides of {', '.join(map(str, sizes))}. Say "
+            "which with --segmenter-size"
+        )
+    return sizes[0]
 
 
 def amend_bundle(

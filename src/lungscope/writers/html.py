@@ -12,7 +12,7 @@ import numpy as np
 
 from lungscope.radiograph import box
 from lungscope.report import Report
-from lungscope.stages.classification import INPUT_NAMES, Classification
+from lungscope.stages.classification import Classification, view_name
 from lungscope.stages.segmentation import Mask
 from lungscope.stages.severity import ZONES, Severity, contradiction
 from lungscope.writers.overlay import (
@@ -231,7 +231,7 @@ def _classes(answer: Classification | None) -> str:
         f'<section><h2>Class</h2><p class="answer">{escape("No answer" if answer.abstained else answer.label)}</p>'
         f'<ul class="classes">{rows}</ul>{note}'
         f'<p class="note">Calibrated probabilities: softmax at temperature {answer.temperature:g}. The network saw '
-        f"{INPUT_NAMES[answer.view.input]}. It knows no other classes than these: a film of anything else is put among "
+        f"{view_name(answer.view)}. It knows no other classes than these: a film of anything else is put among "
         "them too.</p></section>"
     )
 
