@@ -20,7 +20,7 @@ import pytest
 
 from films import TISSUE, draw, save
 from lungscope import batch
-from lungscope.cluster import TRIES, Worker, _until, connect, run_films
+from lungscope.cluster import TRIES, Worker, _given_up, _row, _until, connect, run_films
 from lungscope.errors import ClusterError
 from lungscope.pipeline import Analyzer
 from lungscope.readers import remote
@@ -138,6 +138,40 @@ def test_a_killed_worker_loses_nothing_and_a_deadly_film_ends_nothing_else(
             assert f"{TRIES} workers ended" in row["error"]["message"]
         else:
             assert {**row, "made_with": ""} == {**there, "made_with": ""}
+
+
+def test_the_row_of_a_url_has_the_url() -> None:
+    url = "s3://bucket/film.png"
+    assert _row(url, _given_up(url))["path"] == url
+    assert "Copy it to this machine" in _given_up(url).message
+    assert "Copy" not in _given_up("film.png").message
+
+
+@pytest.mark.slow
+def test_a_deadly_film_behind_a_url_ends_no_run(
+    address: str, analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [save(tmp_path / f"{n}.png", draw()).as_uri() for n in range(3)]
+    deadly = urls[1]
+
+    class Watched(Worker):
+        def _row(self, film: str, known: str, data: Any) -> dict[str, Any] | None:
+            if film == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._row(film, known, data)
+
+    monkeypatch.setattr("lungscope.cluster.Worker", Watched)
+    run = run_films(analyzer, urls, tmp_path / "out", ["parquet"], WORKERS)
+    assert (run["done"], run["failed"], run["interrupted"]) == (2, 1, False)
+    assert [row["path"] for row in rows(tmp_path / "out")] == urls
+    assert rows(tmp_path / "out")[1]["error"]["code"] == "worker-lost"
+    assert parquet.read_table(tmp_path / "out" / "results.parquet")["path"].to_pylist() == urls
+    monkeypatch.undo()
+
+    # A row of a URL that this run was not given stays.
+    run = run_films(analyzer, urls[:1], tmp_path / "out", ["csv"], WORKERS, resume=True)
+    assert (run["done"], run["failed"], run["others"]) == (1, 0, 2)
+    assert [row["path"] for row in rows(tmp_path / "out")] == urls
 
 
 @pytest.mark.slow

@@ -267,7 +267,7 @@ class Worker:
         # What a network brings is brought while the film before is analysed.
         for film, known, data in zip(films, batch["known"], in_order(_bring, films, workers=1), strict=True):
             before = ray.get(self._attempts.begin.remote(film))
-            yield self._row(film, str(known), data) if before < TRIES else row(_given_up(film), None)
+            yield self._row(film, str(known), data) if before < TRIES else _row(film, _given_up(film))
             self._attempts.end.remote(film)
 
     def _row(self, film: str, known: str, data: Path | bytes | InputError) -> dict[str, Any] | None:
@@ -282,7 +282,7 @@ class Worker:
             raise
         except Exception as error:
             result = failure(Path(film), error)
-        return {**row(result, None), "path": film}
+        return _row(film, result)
 
 
 def _bring(film: str) -> Path | bytes | InputError:
@@ -300,9 +300,15 @@ def _sha256(data: Path | bytes | InputError) -> str | None:
     return content_of(data) if isinstance(data, Path) else None
 
 
+def _row(film: str, result: Report | Failure) -> dict[str, Any]:
+    """A film's row under the very text that it was named by: a path has a URL's two slashes as one."""
+    return {**row(result, None), "path": film}
+
+
 def _given_up(film: str) -> Failure:
+    alone = "Copy it to this machine and analyse it" if is_url(film) else "Analyse it"
     error = WorkerLostError(
-        f"{film}: {TRIES} workers ended while they analysed it, killed or crashed. Analyse it alone with --engine "
+        f"{film}: {TRIES} workers ended while they analysed it, killed or crashed. {alone} alone with --engine "
         "local; where the machines are short of memory, ask for fewer --workers."
     )
     return failure(Path(film), error)
