@@ -156,6 +156,21 @@ def test_an_output_that_is_a_file_is_refused(tiny: Path, tmp_path: Path) -> None
     assert "can not be a folder" in done.stderr
 
 
+@pytest.mark.parametrize("out", ["s3://bucket/results", "file:///tmp/results"])
+@pytest.mark.parametrize(
+    "command", [["analyze", "film.png"], ["data", "audit", "store"], ["evaluate", "classifier"], ["benchmark", "batch"]]
+)
+def test_results_go_to_no_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Sequence[str], out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "film.png", draw())
+    done = program(*command, "--out", out)
+    assert done.returncode == 2, done.stderr
+    assert f"--out {out} is a URL, and results go to this machine" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"film.png"}
+
+
 def test_demo_is_a_real_film(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("data_store", reason="the extra 'demo' (pydicom-data) is not installed")
     done = program("analyze", "--demo", "--out", tmp_path, "--model", tiny, "--json")

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from lungscope.batch import run_films
 from lungscope.bundle import locate
+from lungscope.cli.options import local
 from lungscope.errors import MissingExtraError, UsageError, look_up, printable
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
@@ -55,7 +56,7 @@ def analyze(
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Films, or folders of films; URLs too with ray.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("lungscope-results"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.", parser=local)] = Path("lungscope-results"),
     model: Annotated[str | None, typer.Option(help="A bundle's folder, or the name of an embedded one.")] = None,
     write_formats: Annotated[
         str | None,

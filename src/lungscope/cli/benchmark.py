@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from lungscope.bundle import Bundle, locate
 from lungscope.cli.analyze import demo_film, formats_of
 from lungscope.cli.evaluate import with_bar
+from lungscope.cli.options import local
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import LungscopeError, MissingExtraError, UsageError, look_up, needs
@@ -37,7 +38,10 @@ app = typer.Typer(
 )
 
 Out = Annotated[
-    Path, typer.Option("--out", help="Folder of the results: a JSON for each cell under OUT/KIND/, tables beside.")
+    Path,
+    typer.Option(
+        "--out", help="Folder of the results: a JSON for each cell under OUT/KIND/, tables beside.", parser=local
+    ),
 ]
 Render = Annotated[bool, typer.Option("--render", help="Only make tables and plots from the results that are there.")]
 BudgetName = Annotated[str, typer.Option("--budget", help="A shipped budget's name (cpu, paper), or a TOML file.")]
@@ -128,7 +132,7 @@ def latency(
 
 @app.command()
 def runtime(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the result: runtime.json and two plots.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the result: runtime.json and two plots.", parser=local)],
     film: Annotated[
         list[Path] | None, typer.Option("--film", help="A film to measure with; may be repeated. Else the demo film.")
     ] = None,
@@ -212,7 +216,7 @@ def runtime(
 
 @app.command()
 def batch(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the result: batch.json and memory.svg.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the result: batch.json and memory.svg.", parser=local)],
     film: Annotated[
         list[Path] | None,
         typer.Option("--film", help="A film; may be repeated, and they take turns. Else the demo film at three sizes."),
@@ -259,7 +263,7 @@ def parity(
     model: Model = None,
     device: Device = "auto",
     precision: Arithmetic = "auto",
-    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.", parser=local)] = None,
     json_: Json = False,
 ) -> None:
     """Whether classes and masks are those of the same weights in eager PyTorch, f32.

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lungscope.cli.options import local
 from lungscope.data.layouts import LAYOUTS
 from lungscope.errors import UsageError
 
@@ -83,7 +84,7 @@ def import_(
 @app.command()
 def audit(
     stores: Stores,
-    out: Annotated[Path, typer.Option(help="Folder for audit.html and audit.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for audit.html and audit.json.", parser=local)],
     as_json: AsJson = False,
 ) -> None:
     """Count, compare and picture the films of stores: duplicates, unreadable files, odd masks, confounders by class."""
@@ -106,7 +107,9 @@ def audit(
 @app.command()
 def split(
     stores: Stores,
-    out: Annotated[Path, typer.Option(help="The split to write, a .csv; a .json with its facts comes beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="The split to write, a .csv; a .json with its facts comes beside it.", parser=local)
+    ],
     seed: Annotated[int, typer.Option(help="The same seed gives the same split.")] = 2024,
     fractions: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.1,0.2",
     same_patients: Annotated[

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lungscope.bundle import Bundle, locate
+from lungscope.cli.options import local
 from lungscope.data.split import PARTS, Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
@@ -36,7 +37,9 @@ Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lun
 Splits = Annotated[list[Path], typer.Option("--split", help="A split made by `lungscope data split`; may be repeated.")]
 Part = Annotated[str, typer.Option("--part", help=f"{', '.join(PARTS)}")]
 Model = Annotated[str | None, typer.Option("--model", help="A bundle's folder or name; default: the embedded one.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Write the result, with every film's value, as JSON.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Write the result, with every film's value, as JSON.", parser=local)
+]
 Device = Annotated[str, typer.Option("--device")]
 Precision = Annotated[
     str, typer.Option("--precision", help="f32, the same everywhere; auto: what `analyze` takes here; bf16, f16, int8.")
