@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from lungscope.pipeline import Analyzer
 from lungscope.report import Report
 from lungscope.writers.atomic import whole_file, write_text
 from lungscope.writers.folder import DEFAULT_FORMATS, folder_names, write
+from lungscope.writers.json import Results
 
 ALL = {"report.json", "lungs.png", "saliency.npy", "overlay.png", "report.html"}
 
@@ -69,6 +73,37 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["x"]
     write_text(path, "half a surrogate: \udc80")
     assert path.read_text() == "half a surrogate: ?"
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may become larger than that, as if the disk were full."""
+    resource = pytest.importorskip("resource", reason="no limits of a process here")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_the_disk_has_no_room_for_is_named(report: Report, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"too large.*saliency\.npy") as caught, room_for(100_000):
+        write(report, tmp_path, ["png"])
+    assert caught.value.errno == errno.EFBIG
+    assert not (tmp_path / "saliency.npy").exists()
+    with pytest.raises(OSError, match=r"results\.jsonl"), Results(tmp_path) as results, room_for(1000):
+        results.add({"path": "a" * 990, "status": "failed"})
+    full = pytest.raises(OSError, match=r"too large.*results\.jsonl")
+    with full, Results(tmp_path, append=True) as results, room_for(1000):
+        results.add({"path": "a", "status": "failed"})
+
+
+def test_an_error_without_a_number_names_the_file_too(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"x: 3 requested and 2 written"), whole_file(tmp_path / "x"):
+        raise OSError("3 requested and 2 written")
+    with pytest.raises(FileNotFoundError, match="another"), whole_file(tmp_path / "x"):
+        (tmp_path / "another").read_bytes()
 
 
 def names(*paths: str) -> list[str]:

@@ -17,7 +17,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with named(path), temporary.open("wb") as file:
             yield file
             if durable:
                 file.flush()
@@ -27,6 +27,19 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Have an OSError of the block that names no file, as that of a full disk does, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            if error.errno is None:
+                raise OSError(f"{path}: {error}") from error
+            error.filename = str(path)
         raise
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from lungscope.errors import UsageError
-from lungscope.writers.atomic import whole_file
+from lungscope.writers.atomic import named, whole_file
 from lungscope.writers.json import RESULTS, whole_rows
 from lungscope.writers.run import begin_run, check_run
 
@@ -76,7 +76,8 @@ class Claim:
             if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
                 return False
             self._ours.add(name)
-            self._file.write(_line(name))
+            with named(self._list):
+                self._file.write(_line(name))
             return True
 
     def settle(self) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -50,7 +51,7 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
                 file.write(encode_mask(report.lungs.mask))
             if report.saliency is not None:
                 with whole_file(folder / SALIENCY) as file:
-                    np.save(file, report.saliency.map, allow_pickle=False)
+                    _write_npy(file, report.saliency.map)
         if "html" in formats:
             write_text(folder / PAGE, page(report, drawing))
         if "png" in formats:
@@ -68,6 +69,13 @@ def write(report: Report, folder: Path, formats: Sequence[str], *, new_study: bo
 def _write_overlay(drawing: Drawing, path: Path) -> None:
     with whole_file(path) as file:
         file.write(png(render(drawing.report, drawing)))
+
+
+def _write_npy(file: BinaryIO, array: np.typing.NDArray[np.float32]) -> None:
+    """The bytes of `np.save`, which says of a full disk no more than how many of them are missing."""
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.data)
 
 
 def clear(folder: Path) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from lungscope.report import Failure, Report, plain
-from lungscope.writers.atomic import whole_file, write_text
+from lungscope.writers.atomic import named, whole_file, write_text
 
 RESULTS = "results.jsonl"
 RUN = "run.json"
@@ -121,5 +121,6 @@ class Results:
     def add(self, entry: dict[str, Any]) -> None:
         """Append a row. Raises OSError where it is not taken whole."""
         data = (dumps(entry, indent=None) + "\n").encode("ascii")
-        if (written := self._file.write(data)) != len(data):
-            raise OSError(errno.ENOSPC, f"{self._file.name}: {written} of {len(data)} bytes of a row were written")
+        with named(self._file.name):
+            if (written := self._file.write(data)) != len(data):
+                raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes of a row were written")
