@@ -16,7 +16,8 @@ from bundles import with_int8, write_bundle
 from films import draw, save
 from lungscope.batch import AHEAD, in_order, run_films
 from lungscope.pipeline import Analyzer
-from lungscope.writers.json import RESULTS
+from lungscope.writers.folder import write
+from lungscope.writers.json import RESULTS, whole_rows
 
 FORMATS = ["json", "png"]
 
@@ -142,6 +143,117 @@ def test_nothing_of_other_weights_or_formats_is_kept(tiny: Path, analyzer: Analy
     other = Analyzer(write_bundle(tmp_path / "other", threshold=0.6), device="cpu")
     assert run_films(other, films, out, ["json"], resume=True)["kept"] == 0
     assert run_films(other, films, out, ["json"])["kept"] == 0, "only where it is asked for"
+
+
+def last(out: Path) -> dict[str, dict[str, Any]]:
+    """Of each film the row that counts in a run that was killed."""
+    return {row["path"]: row for row in whole_rows(out / RESULTS)}
+
+
+def test_an_earlier_row_goes_when_its_film_has_a_new_one_and_not_before(analyzer: Analyzer, tmp_path: Path) -> None:
+    films, out, stop = some(tmp_path / "in", 12), tmp_path / "out", threading.Event()
+    run_films(analyzer, films, out, ["csv"])
+    before = last(out)
+
+    def killed() -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run_films(analyzer, films, out, ["csv", "parquet"], resume=True, workers=1, progress=killed)
+    there = last(out)
+    assert there.keys() == before.keys()
+    assert [path for path in there if there[path] != before[path]] == [str(films[0])]
+
+    formats = ["csv", "parquet"]
+    run = run_films(analyzer, films, out, formats, resume=True, workers=1, stop=stop, progress=stop.set)
+    new = [row for row in rows(out) if row.get("made_with") != before[row["path"]].get("made_with")]
+    assert run["interrupted"] and run["kept"] == 1 and 1 <= len(new) < 12
+    assert [row["path"] for row in rows(out)] == list(map(str, films))
+    assert all(row == before[row["path"]] for row in rows(out) if row not in new)
+    assert (run["unchecked"], run["done"], run["failed"], run["others"]) == (12 - len(new), 11, 1, 0)
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + 12
+
+    as_before = sum(row["status"] == "done" for row in rows(out) if row not in new)
+    assert run_films(analyzer, films, out, ["csv"], resume=True)["kept"] == as_before
+
+
+def test_films_that_a_run_is_not_given_keep_their_rows_and_folders(analyzer: Analyzer, tmp_path: Path) -> None:
+    mine, other = some(tmp_path / "a", 4), save(tmp_path / "b" / "0.png", draw(400, 400))
+    out, formats = tmp_path / "out", ["json", "html"]
+    run_films(analyzer, mine, out, ["json"])
+    before, at = rows(out), stamps(out)
+    run = run_films(analyzer, [other], out, formats, resume=True)
+    assert (run["inputs"], run["done"], run["failed"], run["unchecked"], run["others"]) == (1, 1, 0, 0, 4)
+    assert [row["path"] for row in rows(out)] == [str(other), *map(str, mine)]
+    assert rows(out)[1:] == before
+    assert at.items() <= stamps(out).items(), "a film with another's stem gets a folder of its own"
+    page = (out / "index.html").read_text()
+    assert "<h1>5 films</h1>" in page and "4 of these films" in page
+    assert page.count("/report.html") == 1, "no link leads nowhere"
+    for given in (mine[1:2], mine[1:]):
+        run = run_films(analyzer, given, out, ["json"], resume=True)
+        assert (run["kept"], run["others"]) == (len(given) - (len(given) > 1), 5 - len(given))
+    run = run_films(analyzer, [mine[0], other], out, ["csv"], resume=True)
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + 5
+    assert {"1", "3"} <= stamps(out).keys()
+
+
+def test_one_film_has_one_row_however_its_path_is_spelled(
+    analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    out, empty = tmp_path / "out", Path("in")
+    assert run_films(analyzer, [empty], out, ["csv"])["failed"] == 1
+    some(tmp_path / "in", 4)
+    films = [Path("in", f"{n}.png") for n in range(4)]
+    assert run_films(analyzer, [empty], out, ["csv"], resume=True)["failed"] == 1
+    assert run_films(analyzer, films[:2], out, ["csv"], resume=True)["others"] == 0, "the folder is no film any more"
+    run = run_films(analyzer, [film.absolute() for film in films[1:]], out, ["csv"], resume=True)
+    assert (run["done"], run["failed"], run["kept"], run["others"]) == (2, 1, 0, 1)
+    assert [row["path"] for row in rows(out)] == [*(str(film.absolute()) for film in films[1:]), str(films[0])]
+    run = run_films(analyzer, [empty / "none"], out, ["csv"], resume=True)
+    assert run["others"] == 4, "a folder that is empty for a night takes nothing along"
+
+
+def test_a_folder_that_was_being_written_again_is_not_kept(
+    analyzer: Analyzer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films, out = some(tmp_path / "in")[:2], tmp_path / "out"
+    other = Analyzer(write_bundle(tmp_path / "other", threshold=0.6), device="cpu")
+    run_films(analyzer, films, out, ["json"])
+    before = last(out)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lungscope.batch.write", killed)
+        with pytest.raises(SystemExit):
+            run_films(other, films, out, ["json"], resume=True, workers=1)
+    assert last(out) == before
+    run = run_films(analyzer, films, out, ["json"], resume=True)
+    assert run["kept"] < 2, "its files are of other weights than its row"
+    for row in rows(out):
+        assert {path.name for path in (out / row["folder"]).iterdir()} == {"report.json"}
+        report = json.loads((out / row["folder"] / "report.json").read_text())
+        assert report["lungs"] == analyzer.analyze(Path(row["path"])).to_json()["lungs"]
+        assert report["lungs"] != other.analyze(Path(row["path"])).to_json()["lungs"]
+
+
+def test_a_picture_that_dicom_objects_have_no_study_for_has_its_row_in_the_tables(
+    analyzer: Analyzer, tmp_path: Path
+) -> None:
+    pytest.importorskip("highdicom", reason="the extra 'dicom-out' (highdicom) is not installed")
+    films, out = some(tmp_path / "in"), tmp_path / "out"
+    run = run_films(analyzer, films, out, ["dicom", "csv"])
+    assert (run["done"], run["failed"]) == (5, 1)
+    assert all(row["warnings"][-1] == "no-study" for row in rows(out) if row["status"] == "done")
+    assert {row.get("folder") for row in rows(out)} == {None}
+    assert not [path for path in out.iterdir() if path.is_dir()]
+    assert run_films(analyzer, films, out, ["dicom", "csv"], resume=True)["kept"] == 5
+    assert run_films(analyzer, films, out, ["dicom"])["failed"] == 6
 
 
 def test_tables_alone_go_on_too(analyzer: Analyzer, tmp_path: Path) -> None:

@@ -394,6 +394,18 @@ def test_names_say_nothing_to_the_terminal(tiny: Path, tmp_path: Path) -> None:
     assert missing.returncode == 3 and "\x1b" not in missing.stderr
 
 
+def test_rows_of_other_films_are_told_of(tiny: Path, tmp_path: Path) -> None:
+    films = [save(tmp_path / f"film{number}.png", draw()) for number in range(3)]
+    arguments = ["--out", tmp_path / "out", "--model", tiny, "--write", "csv"]
+    assert program("analyze", *films, *arguments).returncode == 0
+    done = program("analyze", films[1], *arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 films analysed, 1 of them by an earlier run" in done.stdout
+    assert "Films that this run was not given, whose rows stay: 2." in done.stdout
+    assert "film1.png" in done.stdout and "film0.png" not in done.stdout
+    assert len(rows(tmp_path / "out")) == 3
+
+
 def test_many_films_are_not_kept(tiny: Path, tmp_path: Path) -> None:
     films = [tmp_path / f"missing{number}.png" for number in range(TABLE_ROWS + 1)]
     done = program("analyze", *films, "--out", tmp_path / "out", "--model", tiny, "--write", "csv", "--json")

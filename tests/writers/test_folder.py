@@ -125,6 +125,13 @@ def test_films_with_one_stem_get_names_that_depend_on_their_path_alone() -> None
     assert first == "a-ce658b6f"
 
 
+def test_a_film_leaves_the_folders_of_other_films_alone() -> None:
+    paths = [Path("/d/a.png"), Path("/d/b.png")]
+    assert folder_names(paths, {Path("/e/a.png"): "a", Path("/e/c.png"): "B"}) == [names("/d/a.png", "/e/a.png")[0],
+        names("/d/b.png", "/e/b.png")[0]]  # fmt: skip
+    assert folder_names(paths, {Path("/e/c.png"): "c"}) == ["a", "b"]
+
+
 def test_a_film_named_like_anothers_hashed_name_does_not_meet_it() -> None:
     hashed = names("/d/a.png", "/e/a.png")[0]
     found = names("/d/a.png", "/e/a.png", f"/d/{hashed}.png")

@@ -98,7 +98,9 @@ def test_the_summary_counts(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     assert "interrupted" not in index(tmp_path, [done("a")])
-    assert "1 of 9 films are here" in index(tmp_path, [done("a")], interrupted=True, inputs=9)
+    assert "1 of 9 films are here;" in index(tmp_path, [done("a")], interrupted=True, inputs=9)
+    text = index(tmp_path, [done("a"), done("b")], interrupted=True, inputs=9, unchecked=1)
+    assert "2 of 9 films are here, 1 of them as an earlier run left them;" in text
 
 
 def test_a_run_of_failures_alone_and_a_bundle_that_only_segments(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -68,7 +69,7 @@ def analyze(
     ] = None,
     new_study: Annotated[bool, typer.Option("--new-study", help="DICOM: a study for each film that has none.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what an earlier run into OUT did of films that have not changed.")
+        bool, typer.Option("--resume", help="Keep what earlier runs into OUT did of films that have not changed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")] = "auto",
     precision: Annotated[
@@ -147,7 +148,9 @@ def analyze(
         stop, bar = stack.enter_context(Stop()), stack.enter_context(_bar(not as_json))
         task = bar.add_task("films", total=len(films))
         run = work(resume=resume, stop=stop, progress=lambda: bar.advance(task))
-    rows = list(read_rows(out / RESULTS)) if len(films) <= TABLE_ROWS else None
+    # Those of other films come after them.
+    count = run["done"] + run["failed"]
+    rows = list(islice(read_rows(out / RESULTS), count)) if len(films) <= TABLE_ROWS else None
     if as_json:
         typer.echo(dumps(run | {"rows": rows}))
     else:
@@ -250,9 +253,12 @@ def _show(run: dict[str, Any], rows: Sequence[dict[str, Any]] | None, out: Path)
         console.print(_table(rows))
     state = "Interrupted: " if run["interrupted"] else ""
     kept = f"{run['kept']} of them by an earlier run, " if run["kept"] else ""
+    if run["unchecked"]:
+        kept += f"{run['unchecked']} by an earlier run and not looked at again, "
+    others = f"\nFilms that this run was not given, whose rows stay: {run['others']}." if run["others"] else ""
     console.print(
         f"{state}{run['done']} of {run['inputs']} films analysed, {kept}{run['failed']} failed, "
-        f"in {run['seconds']:.1f} s. Results: {shown(str(out))}",
+        f"in {run['seconds']:.1f} s. Results: {shown(str(out))}{others}",
         highlight=False,
         soft_wrap=True,
     )

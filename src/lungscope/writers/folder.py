@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,8 @@ from lungscope.writers.overlay import Drawing, png, render
 from lungscope.writers.run import RUN_FORMATS
 
 REPORT, LUNGS, SALIENCY, OVERLAY = "report.json", "lungs.png", "saliency.npy", "overlay.png"
+#: In a film's folder while it may hold something else than the film's row tells of.
+CHANGING = ".changing"
 
 #: What each format writes for a film; what some write for the run is in `RUN_FORMATS`. "dicom" needs the extra
 #: `dicom-out` and, for a film that is not DICOM, a study to be made.
@@ -96,15 +98,18 @@ def encode_mask(mask: np.typing.NDArray[np.bool_]) -> bytes:
     return data.tobytes()
 
 
-def folder_names(paths: Sequence[Path]) -> list[str]:
+def folder_names(paths: Sequence[Path], others: Mapping[Path, str] | None = None) -> list[str]:
     """A folder name for each path, no two alike even where case does not count.
 
-    The name is the file's stem. Where several inputs of a run share a stem, or a stem is no good as a folder's name
+    others: films of earlier runs whose folders stay beside these, and what they are called.
+
+    The name is the file's stem. Where several of all these films share a stem, or a stem is no good as a folder's name
     beside results.jsonl, it is `<stem>-<8 hex digits>` of the SHA-256 of the absolute path: the same in every run over
     the same inputs, in any order.
     """
-    counts = Counter(path.stem.casefold() for path in paths)
-    taken = {RESULTS, RUN, *(name for name, _ in RUN_FORMATS.values())}
+    others = others or {}
+    counts = Counter(path.stem.casefold() for path in (*paths, *others))
+    taken = {RESULTS, RUN, *(name for name, _ in RUN_FORMATS.values()), *map(str.casefold, others.values())}
     # A name that ends in a dot or a space is another name on Windows, and "." and ".." are no names anywhere.
     unique = {stem for stem, count in counts.items() if count == 1 and stem == stem.rstrip(". ") != ""} - taken
     taken |= unique

@@ -49,7 +49,9 @@ def write_index(path: Path, run: Mapping[str, Any]) -> None:
     for row in read_rows(results):
         counts.add(row)
     style, script = asset("base.css", "run.css"), asset("run.js")
-    title = f"{run['inputs']:,} film{'s' * (run['inputs'] != 1)}"
+    mixed = bool(run.get("others") or run.get("unchecked"))
+    films = run["inputs"] + run.get("others", 0)
+    title = f"{films:,} film{'s' * (films != 1)}"
     head = [
         opening(title, style, script),
         f"<header><h1>{title}</h1><p>{escape(run['started'])} · bundle {escape(run['bundle']['name'])} "
@@ -65,12 +67,14 @@ def write_index(path: Path, run: Mapping[str, Any]) -> None:
     with whole_file(path) as file:
         file.write("\n".join(filter(None, head)).encode("utf-8", "replace"))
         for number, row in enumerate(read_rows(results)):
-            file.write((",\n" * (number > 0) + _json(_values(row))).encode("ascii"))
+            # An earlier run may have written other formats.
+            without_page = mixed and not (results.parent / (row.get("folder") or "") / PAGE).exists()
+            file.write((",\n" * (number > 0) + _json(_values(row, without_page))).encode("ascii"))
         file.write(("]}</script>\n" + closing(script)).encode("utf-8"))
 
 
-def _values(row: Mapping[str, Any]) -> list[Any]:
-    """A row of results.jsonl as the values of `FIELDS`."""
+def _values(row: Mapping[str, Any], without_page: bool) -> list[Any]:
+    """A row of results.jsonl as the values of `FIELDS`. without_page: it is of a film that has no page of its own."""
     error = row.get("error") or {}
     label, zones, extent = row.get("label"), row.get("zones") or {}, row.get("extent_percent") or {}
     # The folder's bytes, percent-encoded: a name that is no text, or holds "#" or ":", leads to its page all the same.
@@ -78,7 +82,7 @@ def _values(row: Mapping[str, Any]) -> list[Any]:
     return [
         PurePath(row["path"]).name or row["path"],
         row["path"],
-        None if folder is None else f"./{quote(os.fsencode(folder))}/{PAGE}",
+        None if folder is None or without_page else f"./{quote(os.fsencode(folder))}/{PAGE}",
         label,
         None if label is None else row["probabilities"][label],
         bool(row.get("abstained")),
@@ -133,10 +137,11 @@ class _Counts:
 def _interrupted(run: Mapping[str, Any]) -> str:
     if not run["interrupted"]:
         return ""
-    seen = run["done"] + run["failed"]
+    seen, unchecked = run["done"] + run["failed"], run.get("unchecked", 0)
+    before = f", {unchecked:,} of them as an earlier run left them" if unchecked else ""
     return (
         '<section class="warnings"><h2>This run was interrupted</h2>'
-        f"<p>{seen:,} of {run['inputs']:,} films are here; the others were not looked at.</p></section>"
+        f"<p>{seen:,} of {run['inputs']:,} films are here{before}; the others were not looked at.</p></section>"
     )
 
 
@@ -222,9 +227,10 @@ def _table() -> str:
 
 
 def _facts(run: Mapping[str, Any]) -> str:
-    bundle, coverage = run["bundle"], run["bundle"]["conformal_coverage"]
+    bundle, coverage, others = run["bundle"], run["bundle"]["conformal_coverage"], run.get("others", 0)
     rows = [
         ("Results", escape(run["out"])),
+        *([("Not in this run", f"{others:,} of these films: as earlier runs left them")] if others else []),
         ("Time", f"{run['seconds']:.1f} s, {run['films_per_second']:.2f} films/s"),
         ("Bundle", escape(f"{bundle['name']} {bundle['version']}")),
         (

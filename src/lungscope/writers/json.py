@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -78,8 +78,9 @@ def is_results(path: Path) -> bool:
     return not line.endswith(b"\n") and line.startswith(BEGINNING[: len(line)])
 
 
-def arrange(path: Path, order: Iterable[str]) -> None:
-    """Rewrite a results.jsonl: of each film in `order` (paths as in its rows) the last whole row, in that order."""
+def arrange(path: Path, order: Iterable[str], without: Container[str] = ()) -> None:
+    """Rewrite a results.jsonl: of each film the last whole row, those in `order` (paths as in its rows) in that order,
+    then the others as they stand, but for those in `without`."""
     places: dict[str, int] = {}
     with whole_file(path) as out, path.open("rb") as file:
         place = 0
@@ -87,10 +88,10 @@ def arrange(path: Path, order: Iterable[str]) -> None:
             if entry := _whole(line):
                 places[entry["path"]] = place
             place += len(line)
-        for name in order:
-            if name in places:
-                file.seek(places[name])
-                out.write(file.readline())
+        first = [places.pop(name) for name in order if name in places]
+        for place in (*first, *(place for name, place in places.items() if name not in without)):
+            file.seek(place)
+            out.write(file.readline())
 
 
 def _whole(line: bytes) -> dict[str, Any] | None:
