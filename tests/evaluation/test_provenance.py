@@ -12,7 +12,7 @@ import pytest
 
 from bundles import seal, write_bundle
 from lungscope.bundle import Bundle
-from lungscope.data.split import Row, Split, parts_digest
+from lungscope.data.split import Row, Split, parts_by_store, parts_digest
 from lungscope.data.store import Record, Store
 from lungscope.evaluation import provenance
 from lungscope.evaluation.provenance import same_parts, split_of_training
@@ -47,6 +47,10 @@ def run_on(*names: str) -> dict[str, Any]:
     return {"stores": list(names), "parts": parts_digest(given(*names)), **pseudo}
 
 
+def run_by_store(*names: str) -> dict[str, Any]:
+    return {**run_on(*names), "parts_by_store": parts_by_store(given(*names))}
+
+
 def test_a_bundle_knows_the_split_that_it_was_trained_with(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, run_on("a", "b", "pseudo"), run_on("a"))
     moved = [replace(row, part={"train": "test", "test": "train"}.get(row.part, row.part)) for row in ROWS]
@@ -60,6 +64,27 @@ def test_a_bundle_knows_the_split_that_it_was_trained_with(tmp_path: Path) -> No
         ([], (None, None)),
     ):
         assert split_of_training(bundle, data) == dict(zip(("segmenter", "classifier"), found, strict=True))
+
+
+def test_a_run_that_says_the_parts_of_each_store_is_compared_with_some_of_them(tmp_path: Path) -> None:
+    run = run_by_store("a", "b", "pseudo")
+    swapped = {"train": "test", "test": "train"}
+    moved = [replace(row, part=swapped.get(row.part, row.part)) if row.store == "a" else row for row in ROWS]
+    for data, found in (
+        (given("a"), True),
+        (given("pseudo", "a"), True),
+        (given("a", "b"), True),
+        (given("a", rows=moved), False),
+        (given("a", "b", rows=moved), False),
+        (given("b", rows=moved), True),
+        ([], None),
+    ):
+        for own in (run, {**run_by_store("b"), "initial": run}, {**run_by_store("a"), "mean_of": [run]}):
+            before = own is not run and not [store for store, _ in data if store.name in own["stores"]]
+            assert same_parts(own, data) is (None if before and found else found)
+    bundle = bundle_of(tmp_path, run, run_by_store("a"))
+    assert split_of_training(bundle, given("a", rows=moved)) == {"segmenter": False, "classifier": False}
+    assert split_of_training(bundle, given("b")) == {"segmenter": True, "classifier": None}
 
 
 def test_one_member_of_another_split_is_enough_and_silence_is_no_answer(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_run_of_before_is_not_gone_on_with_differently(tmp_path: Path) -> None
     run(shown="lungs", aligned=False)._claim_folder()
     with pytest.raises(RecipeError, match="differs in aligned"):
         run(shown="lungs", aligned=True)._claim_folder()
-    run(shown="lungs", lungs={"threshold": 0.4})._claim_folder()
+    run(shown="lungs", lungs={"threshold": 0.4}, parts_by_store={"a": {"val": "0"}})._claim_folder()
 
 
 def test_a_run_is_not_gone_on_with_in_another_precision_or_in_other_numbers(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lungscope.bundle import EMBEDDED, sha256_of
+from lungscope.data.split import Split, parts_by_store, parts_digest
+from lungscope.data.store import Store
 from lungscope.errors import MissingExtraError, RecipeError
 from lungscope.training.export import ClassifierGraph, SegmenterGraph, store_as_f16, to_onnx
 from lungscope.training.networks import IMAGENET, build_classifier, build_segmenter
-from lungscope.training.weights import imagenet_weights, load_weights, origin_of, save_weights
+from lungscope.training.weights import imagenet_weights, load_weights, origin_of, refuse_other_parts, save_weights
 
 SIZE = 64
 
@@ -99,6 +101,23 @@ def test_weights_know_the_run_that_they_are_of(tmp_path: Path) -> None:
         alone.with_suffix(".json").write_text(beside)
         assert origin_of(alone) == {"weights_sha256": sha256_of(alone), **({"stores": ["a"]} if "a" in beside else {})}
     assert origin_of(tmp_path / "imagenet.pth") is None
+
+
+def test_weights_that_may_have_seen_the_test_films_are_refused_with_any_of_their_stores(
+    drawn: tuple[Store, Split], tmp_path: Path
+) -> None:
+    (store, split), path = drawn, tmp_path / "weights.safetensors"
+    other = replace(store, name="other"), Split(tuple(replace(row, store="other") for row in split.rows))
+    path.touch()
+    facts = {"stores": ["drawn", "other"], "parts": parts_digest([drawn, other])}
+    path.with_suffix(".json").write_text(json.dumps({**facts, "parts_by_store": parts_by_store([drawn, other])}))
+    swapped = {"train": "test", "test": "train"}
+    moved = Split(tuple(replace(row, part=swapped.get(row.part, row.part)) for row in split.rows))
+    for data in ([drawn], [other], [drawn, other]):
+        refuse_other_parts(path, data)
+    for data in ([(store, moved)], [(store, moved), other]):
+        with pytest.raises(RecipeError, match="other val or test parts of these stores"):
+            refuse_other_parts(path, data)
 
 
 @pytest.mark.parametrize(("name", "last"), [("efficientnetlite0", "blocks"), ("inceptionresnetv2", "block8")])

@@ -213,6 +213,13 @@ def parts_digest(data: Iterable[tuple[Store, Split]]) -> dict[str, str]:
     return {part: hashlib.sha256("\n".join(lines).encode()).hexdigest() for part, lines in films.items()}
 
 
+def parts_by_store(data: Iterable[tuple[Store, Split]]) -> dict[str, dict[str, str]]:
+    """`parts_digest` of each store by its name, to be compared where only some of the stores are at hand."""
+    data = list(data)
+    names = dict.fromkeys(store.name for store, _ in data)
+    return {name: parts_digest(pair for pair in data if pair[0].name == name) for name in names}
+
+
 def truth_digest(data: Iterable[tuple[Store, Split]]) -> str:
     """SHA-256 of what is known of the films of all parts: each one's label and, on the store's grid, lung mask."""
     lines = []

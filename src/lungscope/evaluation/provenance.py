@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lungscope.bundle import Bundle, sha256_of
-from lungscope.data.split import Split, parts_digest
+from lungscope.data.split import Split, parts_by_store, parts_digest
 from lungscope.data.store import Store
 from lungscope.hardware import cores, processor
 from lungscope.pipeline import Analyzer
@@ -38,8 +38,9 @@ def _told_apart(paths: Sequence[Path]) -> list[str]:
 
 def split_of_training(bundle: Bundle, data: Sequence[tuple[Store, Split]]) -> dict[str, bool | None]:
     """By network, whether the val and test parts of `data` are those that it was trained with, of the stores that it
-    was trained on. None where that can not be told: by its name `data` has none of these stores or not all that have
-    such parts, or the bundle does not say. Raises DataError where a film is not in its split."""
+    was trained on and that `data` has by their names. None where that can not be told: `data` has none of them, or the
+    bundle does not say. A bundle that says it of all its stores together, as those of before do, needs all that have
+    such parts. Raises DataError where a film is not in its split."""
     runs, members = bundle.manifest.get("training", {}).get("runs", []), len(bundle.segmenter.members)
     networks = {"segmenter": runs[:members]} | ({} if bundle.classifier is None else {"classifier": runs[members:]})
     found = {}
@@ -63,12 +64,18 @@ def _own_parts(run: dict[str, Any], data: Sequence[tuple[Store, Split]]) -> bool
     given = [(store, split) for store, split in data if store.name in run.get("stores", [])]
     if not given or "parts" not in run:
         return None
-    parts = parts_digest(given)
-    if all(parts[part] == run["parts"][part] for part in ("val", "test")):
+    if "parts_by_store" in run:
+        known = run["parts_by_store"]
+        return all(_same(parts, known[name]) for name, parts in parts_by_store(given).items())
+    if _same(parts_digest(given), run["parts"]):
         return True
     # Stores of pseudo-labels are for training alone.
     missing = {*run["stores"]} - {store.name for store, _ in given} - {*run.get("pseudo_labels", {})}
     return None if missing else False
+
+
+def _same(parts: dict[str, str], others: dict[str, str]) -> bool:
+    return all(parts[part] == others[part] for part in ("val", "test"))
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from lungscope.bundle import Bundle
-from lungscope.data.split import Split, parts_digest, truth_digest
+from lungscope.data.split import Split, parts_by_store, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
 from lungscope.stages.classification import Input, ViewSpec
@@ -175,6 +175,7 @@ def train_classifier(
         "stores": [store.name for store, _ in data],
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
+        "parts_by_store": parts_by_store(data),
         "truth": truth_digest(data),
     }
     strata = strata_of(train, recipe)

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 DONE, EPOCHS = "done", "epochs.json"
 
 #: Facts that runs of before do not have, and are gone on with for all that.
-LATER = ("lungs", "truth", "precision", "processes")
+LATER = ("lungs", "truth", "parts_by_store", "precision", "processes")
 
 #: Added to the seed with every phase.
 PHASE_SEED = 15_485_863

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lungscope.data.pseudo import pseudo_labels
-from lungscope.data.split import Split, parts_digest, truth_digest
+from lungscope.data.split import Split, parts_by_store, parts_digest, truth_digest
 from lungscope.data.store import Store
 from lungscope.errors import DataError, RecipeError
 from lungscope.stages.severity import NORMAL
@@ -133,6 +133,7 @@ def train_segmenter(
         "stores": names,
         "films": {"train": len(train), "val": len(val)},
         "parts": parts_digest(data),
+        "parts_by_store": parts_by_store(data),
         "truth": truth_digest(data),
         "pseudo_labels": {store.name: found for store, _ in data if (found := pseudo_labels(store)) is not None},
     }

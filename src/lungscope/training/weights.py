@@ -72,7 +72,7 @@ def origin_of(path: Path) -> dict[str, Any] | None:
     if path.suffix == ".pth":
         return None
     known = facts_beside(path)
-    kept = ("network", "stores", "parts", "pseudo_labels", "initial", "mean_of")
+    kept = ("network", "stores", "parts", "parts_by_store", "pseudo_labels", "initial", "mean_of")
     return {"weights_sha256": sha256_of(path), **{name: known[name] for name in kept if name in known}}
 
 
