@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from lungscope.bundle import MANIFEST, MODEL_CARD, Bundle
 from lungscope.cli.evaluate import compare_splits
+from lungscope.cli.options import local
 from lungscope.data.split import Split
 from lungscope.data.store import Record, Store
 from lungscope.errors import DataError
@@ -36,7 +37,7 @@ def export(
     ],
     data: Annotated[list[Path], typer.Option("--data", help="A store; for parity, calibration and metrics.")],
     split: Annotated[list[Path], typer.Option("--split", help="A split of the stores.")],
-    out: Annotated[Path, typer.Option("--out", help="The bundle's folder; replaced if it is one.")],
+    out: Annotated[Path, typer.Option("--out", help="The bundle's folder; replaced if it is one.", parser=local)],
     classifier: Annotated[
         Path | None, typer.Option("--classifier", help="A classifier's run, or a bundle: its classifier.")
     ] = None,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lungscope.bundle import Bundle, locate, sha256_of
+from lungscope.cli.options import local
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import UsageError, look_up
@@ -34,7 +35,7 @@ app = typer.Typer(
 
 Stores = Annotated[list[Path], typer.Option("--data", help="A store made by `lungscope data import`; may be repeated.")]
 Splits = Annotated[list[Path], typer.Option("--split", help="A split made by `lungscope data split`; may be repeated.")]
-Out = Annotated[Path, typer.Option("--out", help="The run's folder.")]
+Out = Annotated[Path, typer.Option("--out", help="The run's folder.", parser=local)]
 Name = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a TOML file.")]
 Network = Annotated[str | None, typer.Option("--network", help="Train this network with the recipe's budget.")]
 Seed = Annotated[int, typer.Option("--seed")]
