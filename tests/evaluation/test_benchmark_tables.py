@@ -310,6 +310,55 @@ def test_results_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         load_cells(tmp_path / "segmentation", "segmentation")
 
 
+def test_lungs_found_otherwise_are_no_lungs_of_the_same_grid(tmp_path: Path) -> None:
+    found = {"pool": "mean", "threshold": 0.5, "size": 224}
+    cells = [classifier("resnet50", "A" * 10, lungs=found), classifier("xception", "A" * 10)]
+    assert len(load_cells(write(tmp_path, cells) / "classification", "classification")) == 2, "one does not say"
+    write(tmp_path, [{**cells[1], "lungs": {**found, "threshold": 0.4}}])
+    with pytest.raises(DataError, match="differ in lungs"):
+        load_cells(tmp_path / "classification", "classification")
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_trainings_of_several_seeds_are_told_apart(kind: Kind, tmp_path: Path) -> None:
+    cells = [segmenter("fpn-vgg16", [0.9, 0.92]), segmenter("fpn-vgg16", [0.1, 0.2], "keras")]
+    names = {"boxes-films": "fpn-vgg16", "dice-parameters": "vgg16", "curves": "fpn-vgg16"}
+    if kind == "classification":
+        cells = [classifier("resnet50", "ABABABABBA"), classifier("resnet50", "A" * 10, variant="keras")]
+        names = {"inputs": "resnet50", "accuracy-parameters": "resnet50", "curves": "resnet50"}
+    cells += [{**one, "seed": 1, "name": one["name"].replace("seed0", "seed1")} for one in cells]
+    (changed,) = (
+        table
+        for table in tables(load_cells(write(tmp_path, cells) / kind, kind), kind)
+        if table.title == "One thing changed"
+    )
+    rows = [row[:2] for row in changed.rows]
+    assert len(rows) == len(set(rows)) == 4 and (f"{cells[0]['network']} (seed 1)", "keras") in rows
+    drawn = {path.stem.partition("-")[2]: path for path in render(tmp_path, kind) if path.suffix == ".svg"}
+    for plot, name in names.items():
+        picture = ElementTree.fromstring(drawn[plot].read_text(encoding="utf-8"))
+        shown = [(e.text or "").partition(",")[0] for e in picture.iter()]
+        # The legend of a plot may have a network's name, too.
+        assert name in shown and shown.count(f"{name} (seed 1)") == 1, plot
+
+
+def test_names_have_the_room_that_they_need() -> None:
+    name = "inceptionresnetv2, the background (seed 10)"
+    line, point = plots.Line(name, "group", ((1, 0.5), (2, 0.9))), plots.Point(name, "group", 1.0, 0.5, 0.4, 0.6)
+    curves = ElementTree.fromstring(plots.curves("Training", [line], "epoch", "Dice"))
+    (place,) = (float(e.attrib["x"]) for e in curves.iter() if e.text == name)
+    assert float(curves.attrib["width"]) - place >= plots.LETTER * len(name)
+    box = plots.Box(name, "group", (0.1, 0.2, 0.3, 0.4, 0.5))
+    (place,) = (
+        float(e.attrib["x"]) for e in ElementTree.fromstring(plots.boxes("", [box], "")).iter() if e.text == name
+    )
+    assert place >= plots.LETTER * len(name)
+    points = [point, *(plots.Point(f"{n}{name[1:]}", "group", 1.0, 0.5, 0.4, 0.6) for n in range(3))]
+    picture = ElementTree.fromstring(plots.intervals("Accuracy", points, "accuracy"))
+    places = sorted(float(e.attrib["x"]) for e in picture.iter() if (e.text or "").endswith(name[1:]))
+    assert min(b - a for a, b in itertools.pairwise(places)) >= plots.LETTER * len(name)
+
+
 def test_ticks_are_round_and_hold_the_values() -> None:
     ticks = plots._ticks(0.913, 0.957)
     assert ticks == pytest.approx([0.91, 0.92, 0.93, 0.94, 0.95, 0.96])

@@ -90,3 +90,22 @@ def test_a_result_is_of_the_labels_and_masks_that_it_was_made_with(bench: Bench)
     del document["truth"]
     result.write_text(json.dumps(document))
     assert other.run(cell) == result, "a result of before does not say"
+
+
+def test_a_result_is_of_the_lungs_that_its_segmenter_found(bench: Bench) -> None:
+    cell = next(iter(bench.budget.cells("classification")))
+    store, split = bench.data[0]
+    data = [(replace(store, records=tuple(replace(record, label="A") for record in store.records)), split)]
+    bench = replace(bench, data=data)
+    result = bench.result(cell)
+    result.parent.mkdir(parents=True)
+    document = bench._identity(cell)
+    result.write_text(json.dumps(document))
+    assert bench.run(cell) == result
+    finder = replace(bench.segmenter.segmenter, threshold=0.4)
+    other = replace(bench, segmenter=replace(bench.segmenter, segmenter=finder))
+    with pytest.raises(DataError, match="result of another lungs"):
+        other.run(cell)
+    del document["lungs"]
+    result.write_text(json.dumps(document))
+    assert other.run(cell) == result, "a result of before does not say"

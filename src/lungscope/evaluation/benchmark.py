@@ -119,7 +119,7 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
     """The results in `folder`, in the order of the paper's tables.
 
     Raises DataError where there is none, where a file is no result, or where results can not stand in one table:
-    another budget, other parts, other labels or masks.
+    another budget, other parts, other labels or masks, lungs found otherwise.
     """
     cells = []
     for path in sorted(folder.glob("*.json")):
@@ -136,7 +136,7 @@ def load_cells(folder: Path, kind: Kind) -> list[dict[str, Any]]:
         cells.append(cell)
     if not cells:
         raise DataError(f"{folder}: no results. Make some: lungscope benchmark {kind} --budget … --data … --split …")
-    for what in ("budget", "parts", "truth", "segmenter"):
+    for what in ("budget", "parts", "truth", "segmenter", "lungs"):
         known = [(identity(cell)[what], cell["name"]) for cell in cells]
         digests = {json.dumps(value): name for value, name in known if value is not None}
         if len(digests) > 1:
@@ -195,13 +195,14 @@ def load_times(folder: Path, kind: Kind) -> Times | None:
 
 
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
-    """What a result is the result of; two that agree in it are the same cell of the same grid. truth: None in results
-    of before, which do not say."""
+    """What a result is the result of; two that agree in it are the same cell of the same grid. truth, and lungs,
+    which says how a segmenter's map becomes lungs: None in results of before, which do not say."""
     what = ("schema_version", "kind", "name", "network", "variant", "changes", "seed", "input", "crop", "members")
     made = ("segmenter", "parts")
     return {
         **{key: cell[key] for key in what + made},
         "truth": cell.get("truth"),
+        "lungs": cell.get("lungs"),
         "view": _view(cell),
         "budget": [cell["budget"]["name"], cell["budget"]["sha256"]],
     }
@@ -292,7 +293,7 @@ def _paper_row(cell: dict[str, Any]) -> tuple[str, ...]:
     scores = first["scores"]
     mean = scores["dice"]["mean"]
     return (
-        _label(cell).partition("-")[2],
+        label_of(cell).partition("-")[2],
         *(number(value) for value in (accuracy, dice, iou)),
         number(scores["binary_accuracy"]["mean"]),
         _with_span(scores["dice"]),
@@ -310,7 +311,7 @@ def _ranking(cells: Sequence[dict[str, Any]], store: str, times: Times) -> Table
         scores = cell["stores"][0]["scores"]
         rows.append(
             (
-                _label(cell),
+                label_of(cell),
                 _with_span(scores["dice"]),
                 "–" if cell is ranked[0] else _paired(cell, ranked[0]),
                 number(scores["dice"]["p5"]),
@@ -363,7 +364,7 @@ def _ensemble(
 ) -> Table:
     rows = []
     for cell in [*members, *pooled]:
-        values = [_label(cell)]
+        values = [label_of(cell)]
         for store in cell["stores"]:
             scores = store["scores"]
             values += [_with_span(scores["dice"]), _with_span(scores["coverage"]), number(scores["precision"]["mean"])]
@@ -391,7 +392,7 @@ def _variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]],
             reasons[cell["variant"]] = cell["reason"]
             rows.append(
                 (
-                    network,
+                    label_of(cell),
                     cell["variant"] or "as in the grid",
                     number(PAPER_SEGMENTERS[network][1]),
                     *(_with_span(store["scores"]["dice"]) for store in cell["stores"]),
@@ -436,7 +437,7 @@ def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
         val, test = cell["val"], cell["test"]
         rows.append(
             (
-                _label(cell),
+                label_of(cell),
                 *(number(value) for value in (val_loss, val_accuracy, test_loss, test_accuracy)),
                 number(val["log_loss"]),
                 number(val["accuracy"]),
@@ -460,7 +461,7 @@ def _paper_table(cells: Sequence[dict[str, Any]]) -> Table:
 def _more(cells: Sequence[dict[str, Any]], times: Times) -> Table:
     rows = tuple(
         (
-            _label(cell),
+            label_of(cell),
             with_interval(test["macro_f1"], test["intervals"]["macro_f1"]),
             with_interval(test["macro_auc"], test["intervals"]["macro_auc"]),
             number(test["uncalibrated"]["ece"]),
@@ -515,7 +516,7 @@ def _by_class(cells: Sequence[dict[str, Any]]) -> Table:
         for label, scores in test["classes"].items():
             spans = test["class_intervals"][label]
             values = (with_interval(scores[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
-            rows.append((_label(cell), label, str(scores["films"]), *values))
+            rows.append((label_of(cell), label, str(scores["films"]), *values))
     columns = ("network", "class", "n", "sensitivity [95 %]", "specificity [95 %]", "F1 [95 %]")
     return Table("By class, lungs alone", columns, tuple(rows))
 
@@ -546,7 +547,7 @@ def _seen(title: str, cells: Sequence[dict[str, Any]], note: str, source: str | 
         of = {cell["input"]: cell for cell in cells if (cell["network"], cell["seed"]) == key}
         accuracies = (_accuracy(of[shown], source) if shown in of else "–" for shown in inputs)
         gap = _gap(of["background"], of["lungs"], source) if {"background", "lungs"} <= set(of) else "–"
-        rows.append((_label(next(iter(of.values()))), *accuracies, gap))
+        rows.append((label_of(next(iter(of.values()))), *accuracies, gap))
     columns = ("network", *(f"{INPUT_NAMES[shown]}: accuracy [95 %]" for shown in inputs), "background − lungs [95 %]")
     return Table(title, columns, tuple(rows), note)
 
@@ -596,12 +597,12 @@ def _classifier_variants(varied: Sequence[dict[str, Any]], plain: Sequence[dict[
                 test = cell["test"]
                 spans = [_accuracy(cell), with_interval(test["macro_f1"], test["intervals"]["macro_f1"])]
                 known = cell["variant"] is not None and "lungs" in grid
-                rows.append((_label(cell), name, *spans, _gap(cell, grid["lungs"]) if known else "–"))
+                rows.append((label_of(cell), name, *spans, _gap(cell, grid["lungs"]) if known else "–"))
             for background in (other for other in own if lungs and _same_change(cell, other)):
                 accuracies = [_accuracy(side) for side in (cell, background)]
                 within = (_gap(background, cell, source) for source in sources)
                 changed = cell["variant"] or background["variant"] or name
-                beside.append((_label(cell), changed, *accuracies, _gap(background, cell), *within))
+                beside.append((label_of(cell), changed, *accuracies, _gap(background, cell), *within))
     named = {row[1] for row in rows + beside}
     note = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if name in named) + "."
     columns = ("network", "variant", "accuracy [95 %]", "macro-F1 [95 %]", "accuracy, less the grid's [95 %]")
@@ -644,7 +645,7 @@ def _pairs(cells: Sequence[dict[str, Any]]) -> Iterable[Pair]:
         both = [film for film in mine if film in theirs]
         a, b = (np.array([side[film][0] for film in both], np.bool_) for side in (mine, theirs))
         only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-        yield Pair(_label(one), _label(other), len(both), only_a, only_b, mcnemar(only_a, only_b))
+        yield Pair(label_of(one), label_of(other), len(both), only_a, only_b, mcnemar(only_a, only_b))
 
 
 def _right(cell: dict[str, Any], source: str | None = None) -> dict[str, tuple[bool, str]]:
@@ -661,7 +662,7 @@ def _right(cell: dict[str, Any], source: str | None = None) -> dict[str, tuple[b
 # Shared ---------------------------------------------------------------------------------------------------------------
 
 
-def _label(cell: dict[str, Any]) -> str:
+def label_of(cell: dict[str, Any]) -> str:
     """What a cell is called in a table."""
     name = f"ensemble, {cell['variant']}" if cell["network"] == "ensemble" else str(cell["network"])
     return name if not cell["seed"] else f"{name} (seed {cell['seed']})"

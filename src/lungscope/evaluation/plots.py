@@ -15,6 +15,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 
 WIDTH, HEIGHT = 860, 480
 LEFT, RIGHT, TOP, BOTTOM = 76, 250, 46, 58
+#: Room for a letter of a name, and for what is around the name.
+LETTER, AROUND = 7, 20
+#: From one name at the end of a curve to the next one below.
+LINE = 14
 
 _STYLE = (
     "svg{background:#fff;font:13px system-ui,sans-serif}text{fill:#1a1d23}.dim{fill:#5d6673}"
@@ -55,6 +59,7 @@ class _Canvas:
     title: str
     width: int = WIDTH
     height: int = HEIGHT
+    right: int = RIGHT
     parts: list[str] = field(default_factory=list)
 
     def add(self, element: str) -> None:
@@ -75,11 +80,9 @@ class _Canvas:
 
     def legend(self, groups: Sequence[str]) -> None:
         for n, group in enumerate(groups):
-            y = TOP + 8 + 22 * n
-            self.add(
-                f'<rect x="{self.width - RIGHT + 24}" y="{y}" width="12" height="12" fill="{_colour(groups, group)}"/>'
-            )
-            self.text(self.width - RIGHT + 44, y + 11, group)
+            x, y = self.width - self.right + 24, TOP + 8 + 22 * n
+            self.add(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{_colour(groups, group)}"/>')
+            self.text(x + 20, y + 11, group)
 
     def svg(self) -> str:
         self.text(LEFT, 26, self.title, kind="title")
@@ -108,7 +111,8 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
 
 def curves(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
     """Scores by epoch, a line each, named at its end."""
-    canvas = _Canvas(title, height=560)
+    right = max(RIGHT, _room([line.label for line in lines]))
+    canvas = _Canvas(title, WIDTH - RIGHT + right, max(560, TOP + BOTTOM + LINE * len(lines)), right)
     groups = list(dict.fromkeys(line.group for line in lines))
     xs = [x for line in lines for x, _ in line.points]
     low, high = min(xs), max(xs)
@@ -119,15 +123,15 @@ def curves(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str
 
     for tick in sorted({round(low + span * n / 5) for n in range(6)}):
         canvas.text(x(tick), canvas.height - BOTTOM + 20, f"{tick:g}", anchor="middle", kind="dim")
-    canvas.text((LEFT + canvas.width - RIGHT) / 2, canvas.height - 14, x_label, anchor="middle")
+    canvas.text((LEFT + canvas.width - canvas.right) / 2, canvas.height - 14, x_label, anchor="middle")
     y = _y_axis(canvas, [value for line in lines for _, value in line.points], y_label)
-    ends = _spread([(y(line.points[-1][1]), line) for line in lines], 14, canvas.height - BOTTOM)
+    ends = _spread([(y(line.points[-1][1]), line) for line in lines], LINE, canvas.height - BOTTOM)
     for line in lines:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.points)
         canvas.add(f'<polyline points="{path}" fill="none" stroke="{_colour(groups, line.group)}" stroke-width="1.8"/>')
     for place, line in ends:
         end = line.points[-1]
-        edge = canvas.width - RIGHT + 16
+        edge = canvas.width - canvas.right + 16
         canvas.line(x(end[0]), y(end[1]), edge, place, kind="grid")
         look = f'style="fill:{_colour(groups, line.group)}"'
         canvas.add(f'<text x="{edge + 4:.1f}" y="{place + 4:.1f}" {look}>{escape(line.label)}</text>')
@@ -138,7 +142,7 @@ def boxes(title: str, rows: Sequence[Box], x_label: str) -> str:
     """Boxes from the 25th to the 75th percentile with the median, whiskers to the 5th and the 95th."""
     canvas = _Canvas(title, height=TOP + BOTTOM + 22 * len(rows))
     groups = list(dict.fromkeys(row.group for row in rows))
-    left, right = 210, canvas.width - 170
+    left, right = max(210, _room([row.label for row in rows])), canvas.width - 170
     low = min(row.percentiles[0] for row in rows)
     ticks = _ticks(low, max(row.percentiles[4] for row in rows))
 
@@ -170,9 +174,9 @@ def boxes(title: str, rows: Sequence[Box], x_label: str) -> str:
 def intervals(title: str, points: Sequence[Point], y_label: str) -> str:
     """Scores with their intervals: `Point.label` names the place on the horizontal axis, the group the colour; x is not
     used."""
-    canvas = _Canvas(title)
     groups = list(dict.fromkeys(point.group for point in points))
     labels = list(dict.fromkeys(point.label for point in points))
+    canvas = _Canvas(title, max(WIDTH, LEFT + RIGHT + LETTER * max(map(len, labels)) * len(labels)))
     y = _y_axis(canvas, [value for point in points for value in (point.low, point.high)], y_label)
     step = (canvas.width - LEFT - RIGHT) / len(labels)
     for n, label in enumerate(labels):
@@ -184,6 +188,11 @@ def intervals(title: str, points: Sequence[Point], y_label: str) -> str:
         canvas.add(f'<circle cx="{at:.1f}" cy="{y(point.y):.1f}" r="5" fill="{colour}"/>')
     canvas.legend(groups)
     return canvas.svg()
+
+
+def _room(labels: Sequence[str]) -> int:
+    """The width that the longest of these names takes beside a plot."""
+    return AROUND + LETTER * max(map(len, labels))
 
 
 def _colour(groups: Sequence[str], group: str) -> str:
@@ -198,7 +207,7 @@ def _y_axis(canvas: _Canvas, values: Sequence[float], label: str) -> Callable[[f
         return bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
 
     for tick in ticks:
-        canvas.line(LEFT, y(tick), canvas.width - RIGHT, y(tick), kind="grid")
+        canvas.line(LEFT, y(tick), canvas.width - canvas.right, y(tick), kind="grid")
         canvas.text(LEFT - 8, y(tick) + 4, _short(tick), anchor="end", kind="dim")
     canvas.text(20, (top + bottom) / 2, label, anchor="middle", turn=True)
     return y
@@ -217,7 +226,7 @@ def _log_axis(canvas: _Canvas, values: Sequence[float], label: str) -> Callable[
                 canvas.line(x(tick), TOP, x(tick), canvas.height - BOTTOM, kind="grid")
                 canvas.text(x(tick), canvas.height - BOTTOM + 20, f"{tick:g}", anchor="middle", kind="dim")
         decade *= 10
-    canvas.text((LEFT + canvas.width - RIGHT) / 2, canvas.height - 14, label, anchor="middle")
+    canvas.text((LEFT + canvas.width - canvas.right) / 2, canvas.height - 14, label, anchor="middle")
     return x
 
 

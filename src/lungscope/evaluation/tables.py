@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from lungscope.evaluation import plots
-from lungscope.evaluation.benchmark import Kind, Table, Times, budget, load_cells, load_times, notes, summary, tables
+from lungscope.evaluation.benchmark import (
+    Kind,
+    Table,
+    Times,
+    budget,
+    label_of,
+    load_cells,
+    load_times,
+    notes,
+    summary,
+    tables,
+)
 from lungscope.report import DISCLAIMER
 from lungscope.stages.classification import INPUT_NAMES
 from lungscope.writers.atomic import write_text
@@ -148,7 +159,7 @@ def _millions(cell: dict[str, Any]) -> float:
 
 def _segmenter_point(cell: dict[str, Any], size: Any) -> plots.Point:
     score = cell["stores"][0]["scores"]["dice"]
-    decoder, _, encoder = cell["network"].partition("-")
+    decoder, _, encoder = label_of(cell).partition("-")
     low, high = _ends(score["mean"], score["interval"])
     return plots.Point(decoder, encoder, size(cell), score["mean"], low, high)
 
@@ -157,7 +168,7 @@ def _classifier_point(cell: dict[str, Any], size: Any = None, group: str = "") -
     test = cell["test"]
     low, high = _ends(test["accuracy"], test["intervals"]["accuracy"])
     x = 0.0 if size is None else size(cell)
-    return plots.Point(cell["network"], group or INPUT_NAMES[cell["input"]], x, test["accuracy"], low, high)
+    return plots.Point(label_of(cell), group or INPUT_NAMES[cell["input"]], x, test["accuracy"], low, high)
 
 
 def _ends(value: float, interval: Sequence[float | None]) -> Iterator[float]:
@@ -168,11 +179,11 @@ def _ends(value: float, interval: Sequence[float | None]) -> Iterator[float]:
 def _box(cell: dict[str, Any], store: int) -> plots.Box:
     values = [row["dice"] for row in cell["stores"][store]["per_film"]]
     p5, p25, p50, p75, p95 = (float(q) for q in np.percentile(values, (5, 25, 50, 75, 95)))
-    return plots.Box(cell["network"], cell["network"].partition("-")[2], (p5, p25, p50, p75, p95))
+    return plots.Box(label_of(cell), cell["network"].partition("-")[2], (p5, p25, p50, p75, p95))
 
 
 def _curve(cell: dict[str, Any], monitor: str) -> plots.Line:
     points = tuple((n, row["metrics"][monitor]) for n, row in enumerate(cell["training"]["epochs"], 1))
     shown = f", {cell['input']}" if cell.get("input") else ""
     group = cell["input"] if cell.get("input") else cell["network"].partition("-")[2]
-    return plots.Line(f"{cell['network']}{shown}", group, points)
+    return plots.Line(f"{label_of(cell)}{shown}", group, points)

@@ -36,7 +36,7 @@ from lungscope.training.engine import EPOCHS, Hardware
 from lungscope.training.export import Trained, amend_bundle, export_bundle, parity_films
 from lungscope.training.networks import build_classifier, build_segmenter
 from lungscope.training.segmenter import train_segmenter
-from lungscope.training.views import cut_views
+from lungscope.training.views import cut_views, finder_facts
 from lungscope.writers.atomic import write_text
 from lungscope.writers.json import dumps
 
@@ -99,9 +99,9 @@ class Bench:
     def run(self, cell: Cell) -> Path:
         """Train and measure `cell`, going on where a sitting was cut off; a cell that has its result is left alone.
 
-        Returns the result's path. Raises DataError where a result there is of another budget, other parts or other
-        labels and masks, or where the weights of an ensemble's members are not in `work`, or not those that their
-        results are of.
+        Returns the result's path. Raises DataError where a result there is of another budget, other parts, other
+        labels and masks or lungs found otherwise, or where the weights of an ensemble's members are not in `work`, or
+        not those that their results are of.
         """
         path = self.result(cell)
         if path.exists():
@@ -136,7 +136,6 @@ class Bench:
         """What says whether two results belong together."""
         grid = self.budget.grid(cell.kind)
         recipe, digest = shared_recipe(grid)
-        found_by = {weights.path.name: weights.sha256 for weights in self.segmenter.segmenter.members}
         variant = self.budget.variant(cell)
         return {
             "schema_version": SCHEMA_VERSION,
@@ -152,7 +151,7 @@ class Bench:
             "equalised": variant is not None and variant.equalised,
             "aligned": variant is not None and variant.aligned,
             "members": list(grid.ensemble) if cell.network == "ensemble" else None,
-            "segmenter": None if cell.kind == "segmentation" else found_by,
+            **({"segmenter": None, "lungs": None} if cell.kind == "segmentation" else finder_facts(self.segmenter)),
             "budget": {
                 "name": self.budget_name,
                 "reason": " ".join(self.budget.reason.split()),
@@ -166,8 +165,9 @@ class Bench:
     def _check(self, path: Path, cell: Cell) -> None:
         try:
             mine, theirs = identity(self._identity(cell)), identity(json.loads(path.read_text(encoding="utf-8")))
-            # Results of before do not say which truth they are of.
-            differ = [key for key in mine if mine[key] != theirs[key] and (key != "truth" or theirs[key])]
+            # Results of before do not say which truth they are of, nor how the segmenter's map became lungs.
+            silent = {key for key in ("truth", "lungs") if not theirs[key]}
+            differ = [key for key in mine if mine[key] != theirs[key] and key not in silent]
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is no benchmark result ({error}). Remove it, or name another folder") from error
         if differ:
