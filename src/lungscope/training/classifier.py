@@ -22,7 +22,7 @@ from lungscope.stages.classification import Input, ViewSpec
 from lungscope.training.augment import random_affine, random_tone, to_float, warp
 from lungscope.training.engine import Hardware, Run, Task
 from lungscope.training.films import LabelledViews
-from lungscope.training.networks import build_classifier
+from lungscope.training.networks import build_classifier, takes_drop_path
 from lungscope.training.recipe import Phase, Recipe
 from lungscope.training.views import cut_views, finder_facts, view_facts
 from lungscope.training.weights import refuse_other_parts
@@ -165,6 +165,8 @@ def train_classifier(
         raise RecipeError(f"expected a classifier's recipe, got a {recipe.kind}'s")
     if initial is not None:
         refuse_other_parts(initial, data)
+    if recipe.drop_path and not takes_drop_path(recipe.network):
+        log.warning("%s is trained without drop_path: the recipe's %g has no effect", recipe.network, recipe.drop_path)
     spec = view or view_spec("lungs", recipe)
     names, train, val = labelled_views(data, bundle, spec)
     facts = {

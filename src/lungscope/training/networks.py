@@ -176,7 +176,8 @@ class Graded(nn.Module):
 
 
 def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, drop_path: float = 0.0) -> nn.Module:
-    """A classifier: f32 [N, 1, S, S] in 0..1 → logits f32 [N, classes].
+    """A classifier: f32 [N, 1, S, S] in 0..1 → logits f32 [N, classes]. drop_path: of no effect where not
+    `takes_drop_path`.
 
     Raises RecipeError for an unknown name or a size that the network can not take.
     """
@@ -185,10 +186,18 @@ def build_classifier(name: str, *, classes: int, size: int, drop: float = 0.0, d
         raise RecipeError(f"{name} takes a side that is a multiple of {STRIDE} and at least {row.smallest}; got {size}")
     options: dict[str, Any] = {"in_chans": 1, "num_classes": classes, "drop_rate": drop}
     if row.sized:
-        options |= {"img_size": size, "drop_path_rate": drop_path}
+        options["img_size"] = size
+    if takes_drop_path(name):
+        options["drop_path_rate"] = drop_path
     network: nn.Module = timm.create_model(row.timm_name, pretrained=False, **options)
     _set_epsilon(network, name)
     return network
+
+
+def takes_drop_path(name: str) -> bool:
+    """Whether a classifier is built with a recipe's `drop_path`: CoAtNet is; the convolutional ones are not, of
+    which some have none in timm."""
+    return CLASSIFIERS[look_up(name, CLASSIFIERS, what="classifier", error=RecipeError)].sized
 
 
 def _set_epsilon(network: nn.Module, name: str) -> None:
