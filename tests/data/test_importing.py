@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from lungscope.data import importing
-from lungscope.data.importing import LOG, Imported, import_films, read_mask, read_rejected
+from lungscope.data.importing import LOG, Imported, import_films, on_store_grid, read_mask, read_rejected
 from lungscope.data.layouts import GUANGZHOU, RSNA, find_films, radiography_source
 from lungscope.data.store import Store, write_records
 from lungscope.errors import DataError, UsageError
+from lungscope.evaluation.scoring import on_grid
 from lungscope.radiograph import Geometry, Radiograph
 from lungscope.readers import read
 
@@ -78,6 +79,18 @@ def test_the_cached_pixels_are_the_letterboxed_film(
     assert (store.images[0] == np.rint(grid * 255)).all()
     assert (store.masks[0] == (Geometry.letterbox((160, 100), 64).to_network(mask > 127) >= 0.5) * 255).all()
     assert (store.records[0].height, store.records[0].width) == (80, 50)
+
+
+@pytest.mark.parametrize("shape", [(150, 148), (75, 74), (300, 299)])
+def test_a_mask_of_nearly_the_films_aspect_lies_in_the_store_as_in_scores(
+    make_store: Callable[..., Store], draw: Draw, shape: tuple[int, int]
+) -> None:
+    rng, (h, w) = np.random.default_rng(0), shape
+    mask = np.kron(rng.random((h // 5 + 1, w // 5 + 1)) < 0.5, np.ones((5, 5), bool))[:h, :w]
+    store = make_store("s", {"a": draw(1, 150, 150)}, masks={"a": mask.astype(np.uint8) * 255})
+    over = on_grid(mask, (150, 150))
+    assert (store.masks[0] == on_store_grid(over, 64)).all()
+    assert not np.array_equal(store.masks[0], on_store_grid(mask, 64)), "the film has no room beside it"
 
 
 def test_lung_opacity_is_a_fourth_class_on_request(kaggle: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -389,7 +390,7 @@ def _load(origin: Path, wanted: _Entry, size: int, read: Callable[[Path], Radiog
     if film.mask:
         lungs, notes = _load_mask(origin, film.mask, radiograph.shape)
         if lungs is not None:
-            mask = on_store_grid(lungs, size)
+            mask = on_store_grid(over_film(lungs, radiograph.shape), size)
     used = film.mask != "" and bool(mask.any())
     return _Entry(*wanted.key, *radiograph.shape, used, notes), image, mask
 
@@ -438,6 +439,17 @@ def _grey(file: Image, path: Path) -> NDArray[np.uint8]:
     if np.ptp(picture[..., :3], axis=-1).max() > MOST_COLOUR:
         raise DataError(f"{path}: is in colours, which may be labels. Give a grey mask, white where lungs are")
     return np.asarray(file.convert("L"))
+
+
+def over_film(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask [h, w] as it lies over a film [H, W]: one of another aspect is stretched to the film's grid, as scores
+    have it, where half of a pixel or more is set; one of the same aspect stays as it is."""
+    (h, w), (height, width) = mask.shape, shape
+    if h * width == w * height:
+        return mask
+    how = cv2.INTER_AREA if h >= height else cv2.INTER_LINEAR
+    stretched: NDArray[np.bool_] = cv2.resize(mask.astype(np.float32), (width, height), interpolation=how) >= 0.5
+    return stretched
 
 
 def on_store_grid(mask: NDArray[np.bool_], size: int) -> Grid:
