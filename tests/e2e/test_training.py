@@ -21,6 +21,7 @@ from lungscope.errors import RecipeError
 from lungscope.evaluation.calibration import fit_opaque
 from lungscope.evaluation.scoring import healthy_lungs
 from lungscope.pipeline import Analyzer
+from lungscope.stages.classification import ViewSpec, view_name
 from lungscope.statistics import with_interval
 from lungscope.training import recipe as recipe_module
 from lungscope.training.averaging import average
@@ -107,7 +108,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     # The card states what was measured, and controls where they are handed over.
     card = (bundle.root / "MODEL_CARD.md").read_text(encoding="utf-8")
     accuracy = with_interval(row["accuracy"], row["intervals"]["accuracy"])
-    assert f"| class from the lungs alone, drawn test: accuracy | 6 | {accuracy} |" in card
+    assert f"| class from the lungs alone, grey levels equalised, drawn test: accuracy | 6 | {accuracy} |" in card
     assert "films at 64²" in card
     assert "## Controls" not in card and "no data card" in card
     (tmp_path / "controls.json").write_text(json.dumps(result))
@@ -126,7 +127,7 @@ def test_from_films_to_a_measured_bundle(tmp_path: Path) -> None:
     assert f"involved above {fit_opaque(healthy.levels):g}, so that 90% of the zones of 2 healthy" in card
     assert "Not measured" in card and "no data card" not in card
     shown = with_interval(control["accuracy"], control["intervals"]["accuracy"])
-    assert f"| the background, lungs blacked out | 6 | {shown} |" in card
+    assert f"| {view_name(ViewSpec(**control['view']))} | 6 | {shown} |" in card
     assert "per_film" not in (tmp_path / "carded" / "controls.json").read_text()
     command = ("evaluate", "classifier", *data, "--model", tmp_path / "carded")
     done = CliRunner().invoke(front.app, [*map(str, command)], env={"COLUMNS": "200"})

@@ -445,11 +445,14 @@ def over_film(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.boo
     """A mask [h, w] as it lies over a film [H, W]: one of another aspect is stretched to the film's grid, as scores
     have it, where half of a pixel or more is set; one of the same aspect stays as it is."""
     (h, w), (height, width) = mask.shape, shape
-    if h * width == w * height:
-        return mask
-    how = cv2.INTER_AREA if h >= height else cv2.INTER_LINEAR
-    stretched: NDArray[np.bool_] = cv2.resize(mask.astype(np.float32), (width, height), interpolation=how) >= 0.5
-    return stretched
+    return mask if h * width == w * height else stretched(mask, shape)
+
+
+def stretched(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask [h, w] on another grid over the same film [H, W]; a pixel is set where half of it or more is."""
+    how = cv2.INTER_AREA if mask.shape[0] >= shape[0] else cv2.INTER_LINEAR
+    found: NDArray[np.bool_] = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=how) >= 0.5
+    return found
 
 
 def on_store_grid(mask: NDArray[np.bool_], size: int) -> Grid:

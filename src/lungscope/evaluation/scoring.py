@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lungscope.batch import in_order
 from lungscope.data.duplicates import CROPS, NEAR_DUPLICATE, thumbnails
-from lungscope.data.importing import read_mask, same_aspect
+from lungscope.data.importing import read_mask, same_aspect, stretched
 from lungscope.data.split import Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError
@@ -53,9 +52,7 @@ def on_grid(mask: Mask, shape: tuple[int, int]) -> Mask:
         return mask
     if not same_aspect(mask.shape, shape):
         raise DataError(f"a mask of {mask.shape[0]}x{mask.shape[1]} does not lie on a film of {shape[0]}x{shape[1]}")
-    how = cv2.INTER_AREA if mask.shape[0] >= shape[0] else cv2.INTER_LINEAR
-    resized: Mask = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=how) >= 0.5
-    return resized
+    return stretched(mask, shape)
 
 
 def analyze_each(
