@@ -29,10 +29,16 @@ DARK = 0.55
 
 
 def write_segmenter(
-    path: Path, *, dark: float = DARK, steep: float = 40, size: int = SIZE, opacity: bool = False
+    path: Path,
+    *,
+    dark: float = DARK,
+    steep: float = 40,
+    size: int = SIZE,
+    opacity: bool = False,
+    grade: bool = False,
 ) -> None:
     """probability = sigmoid(steep * (dark - mean of the 5 x 5 neighbourhood)); steep < 0 takes what is bright.
-    opacity: that mean itself, where asked for."""
+    opacity, grade: that mean itself, where asked for."""
     nodes = [
         helper.make_node("AveragePool", ["image"], ["smooth"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
         helper.make_node("Sub", ["dark", "smooth"], ["below"]),
@@ -40,9 +46,9 @@ def write_segmenter(
         helper.make_node("Sigmoid", ["logit"], ["probability"]),
     ]
     outputs = {"probability": ["N", 1, size, size]}
-    if opacity:
-        nodes.append(helper.make_node("Identity", ["smooth"], ["opacity"]))
-        outputs["opacity"] = ["N", 1, size, size]
+    for name in ["opacity"] * opacity + ["grade"] * grade:
+        nodes.append(helper.make_node("Identity", ["smooth"], [name]))
+        outputs[name] = ["N", 1, size, size]
     _save(path, nodes, {"dark": np.float32(dark), "steep": np.float32(steep)}, size, outputs)
 
 
@@ -83,13 +89,14 @@ def write_bundle(
     crop: bool = True,
     steep: float = 40,
     opacity: bool = False,
+    grades: Sequence[float] | None = None,
 ) -> Path:
     """Write a whole, valid bundle with one segmenter for each of `darks` (its own notion of dark)."""
     root.mkdir(parents=True, exist_ok=True)
     members = []
     for number, dark in enumerate(darks):
         name = f"segmenter{number}.onnx" if number else "segmenter.onnx"
-        write_segmenter(root / name, dark=dark, steep=steep, opacity=opacity)
+        write_segmenter(root / name, dark=dark, steep=steep, opacity=opacity, grade=grades is not None)
         members.append({"network": f"threshold-{dark}", "file": name})
     document: dict[str, Any] = {
         "schema_version": "3",
@@ -104,6 +111,8 @@ def write_bundle(
     }
     if opacity:
         document["segmenter"]["opaque"] = 0.1
+    if grades is not None:
+        document["segmenter"]["grades"] = list(grades)
     if classifier:
         write_classifier(root / "classifier.onnx")
         document["classifier"] = {

@@ -68,6 +68,17 @@ def test_both_tables_hold_every_row_and_no_film_gets_a_folder(analyzer: Analyzer
             )
 
 
+def test_grades_are_columns_where_a_bundle_has_them(tmp_path: Path) -> None:
+    """The tiny segmenter's are a zone's grey, and its limits are such that no zone of a clear film scores."""
+    graded = Analyzer(write_bundle(tmp_path / "bundle", opacity=True, grades=(0.4, 0.6, 0.8)))
+    run(graded, some(tmp_path / "in"), tmp_path / "out", "parquet")
+    clear, ill, *_ = parquet.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    for letter in "abcdef":
+        assert 0 < clear[f"grade_{letter}"] < 0.4 and clear[f"zone_{letter}"] == 0
+        assert ill[f"grade_{letter}"] >= clear[f"grade_{letter}"] - 1e-6
+    assert sum(ill[f"grade_{letter}"] for letter in "abcdef") > sum(clear[f"grade_{letter}"] for letter in "abcdef")
+
+
 def test_what_the_columns_say(analyzer: Analyzer, tmp_path: Path) -> None:
     films = some(tmp_path / "in")
     rows = run(analyzer, films, tmp_path / "out", "json", "parquet")
@@ -83,6 +94,7 @@ def test_what_the_columns_say(analyzer: Analyzer, tmp_path: Path) -> None:
         assert values["lung_left_area_px"] == report["lungs"]["left"]["area_px"]
         for letter, zone in report["severity"]["zones"].items():
             assert values[f"zone_{letter.lower()}"] == (zone and zone["score"])
+            assert values[f"grade_{letter.lower()}"] is None, "this bundle has none"
     assert (clear["label"], clear["severity_global"], clear["abstained"]) == ("Normal", 0, False)
     assert ill["severity_global"] > 0
     assert (one["severity_global"], one["zone_a"], one["warnings"]) == (None, None, "lung-missing")

@@ -46,6 +46,7 @@ def row(result: Report | Failure, folder: str | None) -> dict[str, Any]:
         "conformal_set": classification.get("conformal_set"),
         "severity": severity.get("global"),
         "zones": {name: zone and zone["score"] for name, zone in severity.get("zones", {}).items()},
+        "grades": {name: zone and zone["grade"] for name, zone in severity.get("zones", {}).items()},
         "extent_percent": severity.get("extent_percent"),
         "lungs_area_px": {side: document["lungs"][side]["area_px"] for side in ("left", "right")},
         "warnings": [warning["code"] for warning in document["run"]["warnings"]],

@@ -39,6 +39,7 @@ def columns(labels: Sequence[str]) -> dict[str, type]:
         "conformal_set_size": int,
         "severity_global": int,
         **{f"zone_{letter}": int for letter in "abcdef"},
+        **{f"grade_{letter}": float for letter in "abcdef"},
         "extent_right_percent": float,
         "extent_left_percent": float,
         "lung_right_area_px": int,
@@ -64,7 +65,8 @@ def probability_columns(labels: Sequence[str]) -> list[str]:
 
 def flat(row: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """A row of results.jsonl as the values of `columns`; None where there is none."""
-    error, zones, extent = row.get("error") or {}, row.get("zones") or {}, row.get("extent_percent") or {}
+    error, zones, grades = row.get("error") or {}, row.get("zones") or {}, row.get("grades") or {}
+    extent = row.get("extent_percent") or {}
     label, probabilities, held = row.get("label"), row.get("probabilities") or {}, row.get("conformal_set")
     areas, warnings = row.get("lungs_area_px") or {}, row.get("warnings")
     return {
@@ -82,6 +84,7 @@ def flat(row: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
         "conformal_set_size": None if held is None else len(held),
         "severity_global": row.get("severity"),
         **{f"zone_{letter.lower()}": zones.get(letter) for letter in "ABCDEF"},
+        **{f"grade_{letter.lower()}": grades.get(letter) for letter in "ABCDEF"},
         "extent_right_percent": extent.get("right"),
         "extent_left_percent": extent.get("left"),
         "lung_right_area_px": areas.get("right"),
