@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from bundles import LABELS, write_bundle
 from films import draw, save
 from lungscope import Analyzer
-from lungscope.bundle import Bundle
+from lungscope.bundle import Bundle, sha256_of
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import BundleError, DataError, RecipeError
@@ -25,6 +26,7 @@ from lungscope.training.grades import FOLDS, _features, fit_grades
 from lungscope.training.networks import Graded, build_segmenter
 from lungscope.training.recipe import load_recipe
 from lungscope.training.segmenter import SegmenterTask
+from lungscope.training.views import finder_facts, saw_lungs_of
 from lungscope.training.weights import load_weights, save_weights
 from nets import awake_classifier, trained_segmenter
 from stores import SHAPE, write_store
@@ -99,7 +101,8 @@ def run(
 def test_it_says_what_it_was_fitted_on_and_how_well_others_are_graded(run: Path, bundle: Bundle) -> None:
     facts = json.loads(run.with_suffix(".json").read_text())
     assert facts["network"] == "fpn-mobilenetv2-grade"
-    assert len(set(facts["severity"]["films"])) == facts["severity"]["patients"] == PATIENTS
+    assert len(set(facts["severity"]["films"])) == len(facts["severity"]["patients"]) == PATIENTS
+    assert "weights_sha256" not in facts, "it would be another file's"
     assert facts["severity"]["healthy"] == {"train": 1, "val": 1}
     assert facts["same_lungs"] == [bundle.segmenter.members[0].sha256]
     one, two, three = facts["grades"]
@@ -131,9 +134,18 @@ def test_a_bundle_with_grades_scores_by_them_and_finds_the_same_lungs(
 
     found = score_severity(Analyzer(graded), scores, known=data)
     assert (found["fitted"], found["scored"], len(found["seen"])) == (PATIENTS, 0, PATIENTS)
+    unchecked = score_severity(Analyzer(graded), scores)
+    assert (unchecked["checked"], unchecked["scored"], len(unchecked["seen"])) == (False, 0, PATIENTS)
+    manifest = graded.manifest["training"]["runs"][0]
+    assert manifest["weights_sha256"] == sha256_of(run)
     assert found["with_seen"]["zones"]["ours_senior"]["spearman"] > 0.6
     assert score_severity(Analyzer(bundle), scores, known=data)["fitted"] == 0
 
+    several = export_bundle(
+        2 * Trained.of_bundle(graded), None, tmp_path / "several", films=np.zeros((1, 1, SIZE, SIZE), np.float32),
+        name="test", version="1.0.1",
+    )  # fmt: skip
+    assert several.segmenter.grades is None, "an ensemble's grades have no limits of their own"
     again = export_bundle(
         Trained.of_bundle(graded), None, tmp_path / "again", films=np.zeros((1, 1, SIZE, SIZE), np.float32),
         name="test", version="1.0.1",
@@ -143,6 +155,32 @@ def test_a_bundle_with_grades_scores_by_them_and_finds_the_same_lungs(
         again.manifest["training"]["runs"][0]["severity"]["films"]
         == Trained.open(run.parent).facts["severity"]["films"]
     )
+
+
+def test_films_of_patients_who_were_fitted_on_are_told_from_those_of_others(
+    run: Path, bundle: Bundle, scores: Path, tmp_path: Path
+) -> None:
+    """Four of the films were not fitted on: two of patients of whom others were, two of new ones."""
+    facts = json.loads(run.with_suffix(".json").read_text())
+    patients = [f"p{n}" for n in range(PATIENTS - 2)]
+    facts["severity"] |= {"films": facts["severity"]["films"][: PATIENTS - 4], "patients": patients}
+    save_weights(build_segmenter(facts["network"]), tmp_path / "weights.safetensors", facts)
+    shutil.copy(run, tmp_path / "weights.safetensors")
+    (tmp_path / "classifier").symlink_to(bundle.root.parent / "classifier")
+    graded = export(Trained.open(tmp_path), tmp_path)
+    found = score_severity(Analyzer(graded), scores)
+    assert (found["fitted"], found["scored"], found["new_patients"]["scored"]) == (PATIENTS - 4, 4, 2)
+    assert found["new_patients"]["zones"]["ours_senior"]["defined"] == 12
+
+
+def test_a_classifier_of_before_saw_the_lungs_of_a_segmenter_with_grades(bundle: Bundle) -> None:
+    facts = {"segmenter": {"segmenter.onnx": "ab" * 32}, "lungs": finder_facts(bundle)["lungs"]}
+    assert not saw_lungs_of(facts, bundle)
+    bundle.manifest["training"]["runs"][0]["same_lungs"] = ["cd" * 32, "ab" * 32]
+    assert saw_lungs_of(facts, bundle)
+    del bundle.manifest["training"]["runs"][0]["same_lungs"]
+    assert saw_lungs_of({}, bundle), "runs of before do not say"
+    assert not saw_lungs_of({**facts, "segmenter": {}}, bundle)
 
 
 def test_what_a_grade_is_made_of_is_linear() -> None:
@@ -187,6 +225,10 @@ def test_what_can_not_be_fitted_is_said(
         fit_grades(bundle, scores, data, tmp_path / "run", leave_unseen=True)
     ((store, split),) = data
     rows = tuple(replace(row, part="train" if row.part == "val" else row.part) for row in split.rows)
-    with pytest.raises(DataError, match="no val film of the class Normal"):
+    with pytest.raises(DataError, match="of 0 val films of the class Normal"):
         fit_grades(bundle, scores, [(store, Split(rows))], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "weights.safetensors").touch()
+    with pytest.raises(RecipeError, match="is not empty"):
+        fit_grades(bundle, scores, data, tmp_path / "run")

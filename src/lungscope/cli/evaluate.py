@@ -330,6 +330,9 @@ def _show_pipeline(result: dict[str, Any]) -> None:
         rows = [(name, result["severity"].get(name)) for name in ("global", "zones")]
         seen = result["severity"]["seen"]
         of_all = "all films" if seen is None else "with seen films"
+        if "new_patients" in result["severity"]:
+            new = f"patients not fitted on, {result['severity']['new_patients']['scored']} films"
+            rows += [(f"{name}, {new}", result["severity"]["new_patients"][name]) for name in ("global", "zones")]
         rows += [(f"{name}, {of_all}", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
         for title, row in rows:
             if row is None:
@@ -342,11 +345,14 @@ def _show_pipeline(result: dict[str, Any]) -> None:
                 ),
             )
         console.print(table)
+        not_checked = "which were seen in training was not checked: give --data and --split"
         left_out = (
-            "which were seen in training was not checked: give --data and --split"
+            not_checked
             if seen is None
-            else f"{len(seen)} were seen in training and are left out of the first two rows"
+            else f"{len(seen)} were seen in training, or fitted on, and are left out of all rows but the last two"
         )
+        if seen is not None and not result["severity"]["checked"]:
+            left_out += f"; {not_checked}"
         films, failed = result["severity"]["films"], len(result["severity"]["failed"])
         console.print(f"{films} films, {failed} could not be analysed; {left_out}")
     if "lesions" in result:

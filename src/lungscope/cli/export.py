@@ -182,7 +182,7 @@ def _fit_opaque(bundle: Bundle, data: list[tuple[Store, Split]], console: Consol
     if not healthy.levels:
         console.print(
             f"[yellow]no zone of a validation film of the class {NORMAL} to fit a limit of opacity on: it stays "
-            f"{bundle.segmenter.opaque:g}, and severity may score healthy lungs high or miss disease[/yellow]"
+            f"{bundle.segmenter.opaque:g}, and healthy lungs may count as involved, or disease as clear[/yellow]"
         )
         return bundle
     counts = {"films": healthy.films, "failed": len(healthy.failed), "zones": len(healthy.levels)}

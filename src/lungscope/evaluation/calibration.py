@@ -22,7 +22,7 @@ BOUNDS = (0.05, 20.0)
 COVERAGE = 0.95
 #: So many films of a class it takes, that one of them may lie below its threshold.
 LEAST_FILMS = round(1 / (1 - COVERAGE)) - 1
-#: Share of the zones of healthy lungs that are to score 0 for severity.
+#: Share of the zones of healthy lungs that are to be clear: to score 0 for severity.
 HEALTHY = 0.9
 
 
@@ -64,9 +64,9 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
 
 def fit_opaque(levels: ArrayLike) -> float:
     """The least opacity, 0.001..1 in steps of 0.001, above which a place may count as involved so that at least
-    `HEALTHY` of the zones of healthy lungs score 0.
+    `HEALTHY` of the zones of healthy lungs are clear.
 
-    levels: f64 [Z] in 0..1, the least limit at which each zone scores 0 (`stages.severity.opacity_levels`). Raises
+    levels: f64 [Z] in 0..1, the least limit at which each zone is clear (`stages.severity.opacity_levels`). Raises
     ValueError without zones.
     """
     found = np.asarray(levels, np.float64)

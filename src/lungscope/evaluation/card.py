@@ -88,16 +88,11 @@ def _severity(bundle: Bundle) -> str:
     if bundle.segmenter.grades is None:
         return involved
     limits = ", ".join(f"{limit:g}" for limit in bundle.segmenter.grades)
-    fit = next(
-        (run["severity"] for run in bundle.manifest.get("training", {}).get("runs", []) if "severity" in run), None
-    )
-    fitted = (
-        ""
-        if fit is None
-        else (
-            f" of {len(fit['films'])} films of {fit['patients']} patients and to {fit['healthy']['train']} healthy ones"
-        )
-    )
+    runs = bundle.manifest.get("training", {}).get("runs", [])
+    fitted = ""
+    if fit := next((run["severity"] for run in runs if "severity" in run), None):
+        films, patients, healthy = len(fit["films"]), len(fit["patients"]), fit["healthy"]["train"]
+        fitted = f" of {films} films of {patients} patients and to {healthy} healthy ones"
     return (
         "the segmenter's grades of zones: a weighted sum of what its encoder sees, fitted to two radiologists' Brixia "
         f"scores{fitted}; a zone scores 1, 2 and 3 from a grade of {limits} on. How much of a lung is involved is "
@@ -196,12 +191,26 @@ def _results(metrics: dict[str, Any]) -> list[str]:
              with_interval(score["ours_senior"]["spearman"], score["ours_senior"]["interval"], 2),
              _severity_beside(score))
         )  # fmt: skip
+        if "new_patients" in severity:
+            new = severity["new_patients"]
+            score = new["global"]["ours_senior"]
+            rows.append(
+                ("the same, films of patients of whom none was fitted on", score["defined"],
+                 with_interval(score["spearman"], score["interval"], 2), _severity_beside(new["global"]))
+            )  # fmt: skip
         zones = severity["zones"]
         rows.append(
             ("severity of a zone, six a film, beside the senior radiologist's: Spearman", _defined(severity, "zones"),
              with_interval(zones["ours_senior"]["spearman"], zones["ours_senior"]["interval"], 2),
              _severity_beside(zones))
         )  # fmt: skip
+        if "new_patients" in severity:
+            score = severity["new_patients"]["zones"]["ours_senior"]
+            rows.append(
+                ("the same, zones of those patients", score["defined"],
+                 with_interval(score["spearman"], score["interval"], 2),
+                 _severity_beside(severity["new_patients"]["zones"]))
+            )  # fmt: skip
     table = _table(("what", "n", "value [95 % interval]", "beside it"), rows)
     hardware = metrics["hardware"]
     note = (
@@ -214,7 +223,7 @@ def _results(metrics: dict[str, Any]) -> list[str]:
         seen = severity["seen"]
         note += (
             " Severity: near-duplicates of films that were trained on were not looked for."
-            if seen is None
+            if not severity.get("checked", seen is not None)
             else f" Severity: {len(seen)} near-duplicates of films of these sets are left out."
             if not severity.get("fitted")
             else f" Severity: {len(seen)} films that are near-duplicates of films of these sets, or that grades were "

@@ -425,9 +425,10 @@ def score_severity(
     """Our zone scores beside Brixia scores by two radiologists: Spearman's correlation, with intervals over patients.
 
     known: what the networks were trained and chosen on. Films that are near-duplicates of its train and val parts are
-    named in "seen", as are those that the bundle's grades were fitted on, and left out of "global" and "zones";
-    "with_seen" has both for all films. Without `known` that is not checked: "seen" and "scored" are None, and
-    "with_seen" stands alone.
+    named in "seen", as are those that the bundle's grades were fitted on ("fitted" many), and left out of "global" and
+    "zones"; "with_seen" has both for all films. Without `known` the first is not checked: "checked" is false, and where
+    nothing was fitted either, "seen" and "scored" are None, and "with_seen" stands alone. "new_patients" has both for
+    those of the films left that are of no patient of whom one was fitted on, where there are others.
 
     `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Where our score is an extent,
     Brixia's is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement
@@ -435,7 +436,9 @@ def score_severity(
     """
     rows = brixia(folder)
     runs = analyzer.bundle.manifest.get("training", {}).get("runs", [])
-    fitted = {digest for run in runs for digest in run.get("severity", {}).get("films", [])}
+    fits = [run["severity"] for run in runs if "severity" in run]
+    fitted = {digest for fit in fits for digest in fit["films"]}
+    taught_by = {patient for fit in fits for patient in fit["patients"]}
 
     def keep(n: int, report: Report) -> tuple[dict[str, Any], NDArray[np.float32], bool]:
         if report.severity is None:
@@ -447,9 +450,13 @@ def score_severity(
     if not done:
         raise DataError(f"{folder}: none of {len(rows)} films could be analysed; the first one: {results[0].message}")
     taught = np.array([known_film for *_, known_film in done])
-    alike = seen(np.stack([film for _, _, film, _ in done]), known) | taught if known else None
+    if known:
+        alike = seen(np.stack([film for _, _, film, _ in done]), known) | taught
+    else:
+        alike = taught if taught.any() else None
     scored = [(row, result) for row, result, *_ in done]
     unseen = [] if alike is None else [scored[n] for n in np.flatnonzero(~alike)]
+    new = [(row, result) for row, result in unseen if patient_of(row) not in taught_by]
     return {
         "films": len(rows),
         "failed": [
@@ -458,9 +465,11 @@ def score_severity(
             if isinstance(r, Failure)
         ],
         "seen": None if alike is None else [scored[n][0]["image"] for n in np.flatnonzero(alike)],
+        "checked": bool(known),
         "fitted": int(taught.sum()),
         "scored": None if alike is None else len(unseen),
         **(_agreement(unseen) if unseen else {}),
+        **({"new_patients": {"scored": len(new), **_agreement(new)}} if 0 < len(new) < len(unseen) else {}),
         "with_seen": _agreement(scored),
     }
 
@@ -481,6 +490,11 @@ def brixia(folder: Path) -> list[dict[str, str]]:
                     f"{folder / 'brixia.csv'}: {column} of {row['image']} is {row[column]!r}; a zone's score is 0 to 3"
                 )
     return rows
+
+
+def patient_of(row: dict[str, str]) -> str:
+    """Whose film a row of `brixia` is; one without a patient stands for itself."""
+    return row["patient"] or row["image"]
 
 
 def scores_of(row: dict[str, str]) -> dict[str, tuple[float, ...]]:
@@ -514,7 +528,7 @@ def seen(thumbs: NDArray[np.float32], known: Sequence[tuple[Store, Split]]) -> N
 def _agreement(done: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> dict[str, Any]:
     """Rank correlation of us and the two readers of each other, over films ("global") and over zones. defined: how many
     of these have both scores; a zone without lung has none of ours, nor has its film."""
-    patients = [row["patient"] or row["image"] for row, _ in done]
+    patients = [patient_of(row) for row, _ in done]
     nan = float("nan")
     ours = np.array([[_score(result, zone) for zone in ZONES] for _, result in done], np.float64)
     total = np.array([nan if result["global"] is None else result["global"] for _, result in done], np.float64)

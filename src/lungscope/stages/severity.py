@@ -73,7 +73,7 @@ def _graded(limits: Limits) -> str:
         "The segmenter's last map says how ill each place of the lung looks: a weighted sum of what its encoder sees "
         "there, fitted to radiologists' Brixia scores of zones, 0 to 3. A zone's grade is the mean over its lung "
         f"pixels; it scores 0 below a grade of {one}, 1 below {two}, 2 below {three}, 3 from there on. What it scores "
-        "need not lie where pixels are involved. "
+        "need not lie where pixels are involved: a zone can score high with few of them, and low with many. "
     )
 
 
@@ -194,7 +194,7 @@ def zone_masks(lungs: LungMask) -> dict[str, Mask]:
 
 
 def opacity_levels(lungs: LungMask) -> list[float]:
-    """For each zone that was found, the least limit of opacity, 0..1, at which it scores 0: less than `LIMITS[0]` of
+    """For each zone that was found, the least limit of opacity, 0..1, at which it is clear: less than `LIMITS[0]` of
     its pixels exceed it. Nothing where there is no map of opacity."""
     if lungs.opacity is None:
         return []
@@ -239,7 +239,7 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
         return None
     found = f"The film's most probable class is {label} ({100 * probability:.1f} %), yet"
     if label == NORMAL:
-        high = ", ".join(_said(letter, zone) for letter, zone in known.items() if zone.score >= HIGH)
+        high = ", ".join(f"{letter} ({shown(zone)})" for letter, zone in known.items() if zone.score >= HIGH)
         found += (
             f" a zone scores {HIGH} or more: {high}."
             if severity.basis == "grade"
@@ -249,6 +249,8 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
             "A finding in one place can be outvoted by the rest."
             if severity.basis == "evidence"
             else "A disease that is no class here, a foreign body or soft tissue before the lungs can hide air, too."
+            if severity.basis == "opacity"
+            else "A disease that is no class here, a foreign body or soft tissue before the lungs can look ill, too."
         )
     else:
         found += (
@@ -264,9 +266,9 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
     return f"{found} {_RULES[severity.basis]} {why} Neither is confirmed by the other: look at the film."
 
 
-def _said(letter: str, zone: Zone) -> str:
-    shown = f"{100 * zone.extent:.0f} %" if zone.grade is None else f"grade {zone.grade:.1f}"
-    return f"{letter} ({shown})"
+def shown(zone: Zone) -> str:
+    """What a zone's score is made of, in words: its grade, or the involved share where it has none."""
+    return f"{100 * zone.extent:.0f} %" if zone.grade is None else f"grade {zone.grade:.1f}"
 
 
 #: Where class and scores come from, by basis.

@@ -29,7 +29,7 @@ from lungscope.training.films import MaskedFilms
 from lungscope.training.networks import build_classifier, build_segmenter
 from lungscope.training.recipe import Recipe, read_table
 from lungscope.training.segmenter import SegmenterTask
-from lungscope.training.views import finder_facts, view_of
+from lungscope.training.views import saw_lungs_of, view_of
 from lungscope.training.weights import save_weights
 
 
@@ -103,8 +103,7 @@ def _classifier(
 ) -> tuple[Task, Dataset[Any]]:
     if bundle is None:
         raise RecipeError("These runs are of a classifier: name the bundle whose segmenter finds its lungs")
-    # Runs of before do not say how.
-    if any(facts.get(name, fact) != fact for name, fact in finder_facts(bundle).items()):
+    if not saw_lungs_of(facts, bundle):
         raise RecipeError(
             f"The last of these runs was shown lungs that another segmenter or threshold found than bundle "
             f"{bundle.name!r} has. Name that bundle with --model"

@@ -35,7 +35,7 @@ from lungscope.training.networks import (
     head_of,
     maps_of,
 )
-from lungscope.training.views import lung_facts, view_facts, view_of
+from lungscope.training.views import lung_facts, same_lungs, saw_one_of, view_facts, view_of
 from lungscope.training.weights import HALF, load_weights
 from lungscope.writers.atomic import write_text
 
@@ -296,7 +296,8 @@ def export_bundle(
         }
         if all(finds_opacity(trained.facts["network"]) for trained in segmenters):
             document["segmenter"]["opaque"] = segmenters[0].facts.get("opaque", OPAQUE)
-        if all(finds_grade(trained.facts["network"]) for trained in segmenters):
+        # Limits are of one network's grades.
+        if len(segmenters) == 1 and finds_grade(segmenters[0].facts["network"]):
             document["segmenter"]["grades"] = segmenters[0].facts["grades"]
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
@@ -312,17 +313,13 @@ def export_bundle(
             **(facts or {}),
         }
         if classifier is not None:
-            found_by = {
-                member["file"]: {sha256_of(folder / member["file"]), *trained.facts.get("same_lungs", [])}
+            finders = {
+                member["file"]: same_lungs(sha256_of(folder / member["file"]), trained.facts)
                 for member, trained in zip(members, segmenters, strict=True)
             }
-            saw: dict[str, str] = classifier.facts.get("segmenter", {})
             lungs = lung_facts(pool, threshold, size)
-            same = (
-                saw.keys() == found_by.keys()
-                and all(digest in found_by[file] for file, digest in saw.items())
-                and classifier.facts.get("lungs", lungs) == lungs
-            )
+            same = saw_one_of(classifier.facts.get("segmenter", {}), finders)
+            same = same and classifier.facts.get("lungs", lungs) == lungs
             document["training"]["classifier_saw_lungs_of_this_segmenter"] = same
             if not same:
                 log.warning("the classifier was trained on lungs that another segmenter, or this one otherwise, found")

@@ -21,7 +21,7 @@ from torch import Tensor
 from lungscope.bundle import Bundle
 from lungscope.data.split import Split
 from lungscope.data.store import Store
-from lungscope.errors import BundleError, DataError
+from lungscope.errors import BundleError, DataError, RecipeError
 from lungscope.evaluation import metrics, scoring
 from lungscope.evaluation.calibration import HEALTHY
 from lungscope.hardware import cores
@@ -41,8 +41,9 @@ Floats = NDArray[np.float64]
 
 #: Of the ridge, in units of the zones' weight, on features of unit variance. From 0.1 to 1 little changes.
 PENALTY = 0.3
-#: Films of the class Normal that stand for grade 0, evenly from the train parts, and how much they count beside the
-#: scored ones. Without them a score of 0 is learnt from films alone that were scored since they were ill.
+#: Of films of the class Normal, evenly from a part, at least so many if there are, and fewer than twice that. Those of
+#: the train parts stand for grade 0, and so much do they count beside the scored ones. Without them a score of 0 is
+#: learnt from films alone that were scored since they were ill.
 HEALTHY_FILMS = 240
 HEALTHY_SHARE = 0.3
 #: A film is shown as it is, mirrored, and so many times with another exposure.
@@ -89,8 +90,10 @@ def fit_grades(
     others to measure on.
     Beside the weights stand the limits of the scores, which films were fitted on, and how well films of patients who
     were left out were graded. Raises BundleError for an ensemble, DataError where too few films are left to fit on,
-    RecipeError where the segmenter was trained with other val or test parts.
+    RecipeError where the segmenter was trained with other val or test parts, or where `folder` holds something.
     """
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise RecipeError(f"{folder} is not empty. Name a new folder")
     if len(bundle.segmenter.members) != 1:
         raise BundleError(
             f"bundle {bundle.name!r} has {len(bundle.segmenter.members)} segmenters; grades are fitted to the encoder "
@@ -106,10 +109,11 @@ def fit_grades(
     torch.manual_seed(seed)
 
     rows, films, digests = _scored(analyzer, scores, data, leave_unseen)
+    patients = [scoring.patient_of(row) for row in rows]
     ill = [
         zone
-        for n, (row, film) in enumerate(zip(rows, films, strict=True))
-        for zone in _zones(network, film, n, row["patient"] or row["image"], scoring.scores_of(row))
+        for n, (row, patient, film) in enumerate(zip(rows, patients, films, strict=True))
+        for zone in _zones(network, film, n, patient, scoring.scores_of(row))
     ]
     clear = {
         part: [
@@ -126,8 +130,8 @@ def fit_grades(
     _put(network, weights, bias)
 
     trained = Trained.of_bundle(bundle)[0]
-    about = {name: fact for name, fact in trained.facts.items() if name not in ("epoch", "metrics")}
-    found = _agreement(left_out)
+    # The digest in a bundle's facts is of the run that it was first exported from.
+    about = {name: fact for name, fact in trained.facts.items() if name not in ("epoch", "weights_sha256")}
     facts = {
         **about,
         "network": member.network.removesuffix(GRADE) + GRADE,
@@ -135,14 +139,14 @@ def fit_grades(
         # What a classifier was trained on that saw the lungs of these graphs.
         "same_lungs": [*about.get("same_lungs", []), member.sha256],
         "severity": {
+            "fitted_to": trained.facts.get("weights_sha256", member.sha256),
             "films": digests,
-            "patients": len({zone.patient for zone in ill}),
+            "patients": sorted(set(patients)),
             "healthy": {part: len({zone.film for zone in zones}) for part, zones in clear.items()},
             "penalty": PENALTY,
             "seed": seed,
-            "left_out": found,
         },
-        "metrics": found,
+        "metrics": {**about.get("metrics", {}), **_agreement(left_out)},
     }
     path = folder / "weights.safetensors"
     save_weights(network, path, facts)
@@ -162,13 +166,13 @@ def _scored(
     found = []
     for row, result in zip(rows, results, strict=True):
         if isinstance(result, Failure):
-            log.warning("%s: %s", row["image"], result.message)
-        else:
+            log.warning("%s", result.message)
+        elif result[0].zones:
             found.append((row, *result))
     if found and leave_unseen:
         seen = scoring.seen(np.stack([looks for _, _, looks, _ in found]), data)
         found = [film for film, known in zip(found, seen, strict=True) if known]
-    patients = {row["patient"] or row["image"] for row, *_ in found}
+    patients = {scoring.patient_of(row) for row, *_ in found}
     if len(patients) < FOLDS:
         raise DataError(
             f"{folder}: scored films of {len(patients)} patients are left to fit on; {FOLDS} patients are needed"
@@ -178,19 +182,26 @@ def _scored(
 
 
 def _healthy(analyzer: Analyzer, data: Sequence[tuple[Store, Split]], part: str) -> list[_Seen]:
-    """Films of the class Normal, evenly from one part."""
+    """Films of the class Normal, evenly from one part. Raises DataError where no zone of any is found."""
     paths = [
         store.path_of(record)
         for store, split in data
         for record in (store.records[i] for i in split.select(store, part))
         if record.label == NORMAL
     ]
-    if not paths:
-        raise DataError(f"these stores have no {part} film of the class {NORMAL}, which stands for grade 0")
     chosen = paths[:: max(1, len(paths) // HEALTHY_FILMS)]
     size = analyzer.bundle.segmenter.size
     results = scoring.analyze_each(analyzer, chosen, lambda n, report: _seen(report, size))
-    return [result for result in results if not isinstance(result, Failure)]
+    for result in results:
+        if isinstance(result, Failure):
+            log.warning("%s", result.message)
+    found = [result for result in results if not isinstance(result, Failure) and result.zones]
+    if not found:
+        raise DataError(
+            f"of {len(chosen)} {part} films of the class {NORMAL}, which stand for grade 0, none shows a lung zone. "
+            "Give stores and splits that have such films, where their files are"
+        )
+    return found
 
 
 def _seen(report: Report, size: int) -> _Seen:
@@ -241,9 +252,7 @@ def _ridge(ill: Sequence[_Zone], clear: Sequence[_Zone]) -> tuple[Floats, float]
     zones = [*ill, *clear]
     x = np.stack([zone.features for zone in zones])
     y = np.array([np.mean(zone.scores) for zone in zones])
-    w = np.concatenate(
-        [np.full(len(ill), 1 / len(ill)), np.full(len(clear), HEALTHY_SHARE / len(clear)) if clear else np.empty(0)]
-    )
+    w = np.concatenate([np.full(len(ill), 1 / len(ill)), np.full(len(clear), HEALTHY_SHARE / len(clear))])
     w /= w.sum()
     mean = w @ x
     spread = np.sqrt(w @ (x - mean) ** 2) + 1e-6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,29 @@ def finder_facts(bundle: Bundle) -> dict[str, Any]:
         "segmenter": {member.path.name: member.sha256 for member in finder.members},
         "lungs": lung_facts(finder.pool, finder.threshold, finder.size),
     }
+
+
+def saw_lungs_of(facts: Mapping[str, Any], bundle: Bundle) -> bool:
+    """Whether a classifier's run was shown the lungs that a bundle finds; runs of before do not say how these were
+    found."""
+    found, runs = finder_facts(bundle), bundle.manifest.get("training", {}).get("runs", [])
+    known = [*runs[: len(bundle.segmenter.members)], *({} for _ in bundle.segmenter.members)]
+    finders = {
+        file: same_lungs(digest, run) for (file, digest), run in zip(found["segmenter"].items(), known, strict=False)
+    }
+    lungs = facts.get("lungs", found["lungs"]) == found["lungs"]
+    return lungs and saw_one_of(facts.get("segmenter", found["segmenter"]), finders)
+
+
+def same_lungs(digest: str, run: Mapping[str, Any]) -> set[str]:
+    """SHA-256 of the graphs that find the same lungs as a segmenter's: its own, and those that its grades were fitted
+    to. run: its facts."""
+    return {digest, *run.get("same_lungs", [])}
+
+
+def saw_one_of(saw: Mapping[str, str], finders: Mapping[str, Set[str]]) -> bool:
+    """Whether the segmenters that a run saw the lungs of, SHA-256 by file, are each one of `finders`."""
+    return saw.keys() == finders.keys() and all(digest in finders[file] for file, digest in saw.items())
 
 
 def view_facts(spec: ViewSpec) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def saliency_png(saliency: Saliency) -> bytes:
 def layers(report: Report) -> dict[str, Any]:
     """What is drawn over a film, as outlines: lists of rings of [x, y] in source pixels, (0, 0) the film's corner.
 
-    zones have the score 0..3, the share involved in percent, and the place where a label fits best. contradicts: how
-    they say another thing than the class, in words; None where they do not.
+    zones have the score 0..3, the grade or null, the share involved in percent, and the place where a label fits best.
+    contradicts: how they say another thing than the class, in words; None where they do not.
     """
     height, width = report.film.shape
     tolerance = OUTLINE_TOLERANCE * max(height, width)
@@ -88,6 +88,7 @@ def layers(report: Report) -> dict[str, Any]:
                     "letter": letter,
                     "side": side,
                     "score": zone.score,
+                    "grade": zone.grade,
                     "extent_percent": 100 * zone.extent,
                     "outline": rings(part, row=start, tolerance=tolerance),
                     "label": [column + 0.5, start + row + 0.5],

@@ -14,7 +14,7 @@ from lungscope.radiograph import box
 from lungscope.report import Report
 from lungscope.stages.classification import Classification, view_name
 from lungscope.stages.segmentation import Mask
-from lungscope.stages.severity import ZONES, Severity, contradiction
+from lungscope.stages.severity import ZONES, Severity, contradiction, shown
 from lungscope.writers.overlay import (
     EVIDENCE_SCALE,
     RIGHT,
@@ -256,7 +256,9 @@ def _severity(report: Report, severity: dict[str, Any] | None) -> str:
 def _scores(severity: Severity) -> str:
     """The severity figure in words."""
     zones = "; ".join(
-        f"{letter} {zone.score}, {100 * zone.extent:.0f} % involved" for letter, zone in severity.zones.items() if zone
+        f"{letter} {zone.score}, {shown(zone)}{' involved' if zone.grade is None else ''}"
+        for letter, zone in severity.zones.items()
+        if zone
     )
     return f"Severity by lung zone, 0 to 3: {zones}"
 
@@ -281,7 +283,7 @@ def _figure(report: Report) -> str:
         x, y = factor * (column + x), factor * (row + y)
         texts.append(
             f'<text class="s{zone.score}" x="{x:.0f}" y="{y - 1:.0f}">{letter} · {zone.score}</text>'
-            f'<text class="small s{zone.score}" x="{x:.0f}" y="{y + 13:.0f}">{100 * zone.extent:.0f} %</text>'
+            f'<text class="small s{zone.score}" x="{x:.0f}" y="{y + 13:.0f}">{shown(zone)}</text>'
         )
     sides = ("left", "right") if report.film.mirrored else ("right", "left")
     return (

@@ -559,7 +559,7 @@ function severityCard(severity) {
       "td",
       { className: `s${zone.score}` },
       make("b", {}, `${letter} · ${zone.score}`),
-      percent(zone.extent_percent / 100, 0),
+      zone.grade === null ? percent(zone.extent_percent / 100, 0) : `grade ${zone.grade.toFixed(1)}`,
     );
   };
   const rows = [
@@ -577,7 +577,13 @@ function severityCard(severity) {
     make(
       "table",
       { className: "grades" },
-      make("caption", {}, "Score 0 to 3 and the share involved, by lung zone"),
+      make(
+        "caption",
+        {},
+        severity.basis === "grade"
+          ? "Score 0 to 3 and the grade that it is cut from, by lung zone"
+          : "Score 0 to 3 and the share involved, by lung zone",
+      ),
       make(
         "thead",
         {},

@@ -191,7 +191,7 @@ export class Viewer {
       this.stroke(zone.path, COLOURS[zone.side], 1.5 / scale, [6 / scale, 5 / scale]);
       context.globalAlpha = 1;
       this.write(`${zone.letter} · ${zone.score}`, zone.label, 0, 700, 16, scale);
-      this.write(`${zone.extent_percent.toFixed(0)} %`, zone.label, 17, 500, 13, scale);
+      this.write(zone.grade === null ? `${zone.extent_percent.toFixed(0)} %` : `grade ${zone.grade.toFixed(1)}`, zone.label, 17, 500, 13, scale);
     }
   }
 

@@ -84,6 +84,10 @@ def zone_score(letter: str) -> Code:
     return own(f"zone-{letter}", f"Severity score of lung zone {letter}, 0 to 3")
 
 
+def zone_grade(letter: str) -> Code:
+    return own(f"zone-{letter}-grade", f"Grade of lung zone {letter}, on the scale of its score")
+
+
 def zone_extent(letter: str) -> Code:
     return own(f"zone-{letter}-extent", f"Involved share of lung zone {letter}")
 

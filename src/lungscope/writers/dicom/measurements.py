@@ -137,6 +137,7 @@ def _lung(study: Study, facts: dict[str, Any], side: str, number: int, lungs: SO
                 at = FindingSite(site, laterality=laterality)
                 measurements += [
                     *_number(codes.zone_score(letter), zone["score"], codes.SCORE, at),
+                    *_number(codes.zone_grade(letter), zone["grade"], codes.UNITLESS, at),
                     *_number(codes.zone_extent(letter), zone["extent_percent"], codes.PERCENT, at),
                     *_number(codes.zone_evidence(letter), zone["evidence"], codes.UNITLESS, at),
                 ]
