@@ -12,6 +12,7 @@ from lungscope.bundle import Bundle
 from lungscope.cli.analyze import demo_film
 from lungscope.pipeline import Analyzer
 from lungscope.training.baselines import Eager, graphs
+from lungscope.training.networks import finds_grade
 from programs import program
 
 
@@ -31,7 +32,10 @@ def test_the_eager_pipeline_agrees(tmp_path: Path) -> None:
     image = np.random.default_rng(0).random((1, 1, bundle.segmenter.size, bundle.segmenter.size), dtype=np.float32)
     found = {name: make(bundle.segmenter.members[0].path)(image) for name, make in graphs(bundle).items()}
     if "ONNX Runtime" in found:
-        expected = found["eager PyTorch"].sigmoid().numpy()
+        # Grades alone are no logits.
+        *logits, grade = found["eager PyTorch"].split(1, 1)
+        expected = np.concatenate([*(map_.sigmoid().numpy() for map_ in logits), grade.numpy()], axis=1)
+        assert finds_grade(bundle.segmenter.members[0].network) and len(logits) == 2
         np.testing.assert_allclose(np.concatenate(found["ONNX Runtime"], axis=1), expected, atol=0.02)
 
 
