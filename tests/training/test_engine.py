@@ -299,6 +299,19 @@ class Cut(Callback):
 
 
 def test_neither_workers_nor_a_kill_change_what_is_drawn(tmp_path: Path) -> None:
+    """In a process of its own: workers are forked, which many threads of other tests' libraries do not bear."""
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; import pathlib, test_engine as t; t.draw_alike(pathlib.Path.cwd())"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "unbroken-1" / "weights.safetensors").exists()
+
+
+def draw_alike(tmp_path: Path) -> None:
     best, phases = Best("val_accuracy", "max"), (Phase(32, 4, 0.01, 0),)
     recipe = replace(load_recipe("classifier-paper"), phases=phases, batch=2, best=best, batch_norm_batches=2)
     films = TensorDataset(torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
