@@ -99,7 +99,7 @@ def test_the_card_says_what_grades_were_fitted_on(tmp_path: Path) -> None:
     card = model_card(Bundle.load(root))
     assert "Brixia scores; a zone scores 1, 2 and 3 from a grade of 0.5, 1.25, 2 on." in card
     assert "is derived from how opaque the lungs are: a place is involved above 0.1" in card
-    fit = {"films": ["a", "b", "c"], "patients": ["p", "q"], "healthy": {"train": 9, "val": 4}}
+    fit = {"films": ["a", "b", "c"], "patients": 2, "healthy": {"train": 9, "val": 4}}
     run = {"network": "a", "weights_sha256": "ab" * 32, "severity": fit}
     manifest["training"] = {"runs": [run], "healthy": {"films": 4}}
     seal(root, manifest)

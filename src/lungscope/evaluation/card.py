@@ -91,7 +91,7 @@ def _severity(bundle: Bundle) -> str:
     runs = bundle.manifest.get("training", {}).get("runs", [])
     fitted = ""
     if fit := next((run["severity"] for run in runs if "severity" in run), None):
-        films, patients, healthy = len(fit["films"]), len(fit["patients"]), fit["healthy"]["train"]
+        films, patients, healthy = len(fit["films"]), fit["patients"], fit["healthy"]["train"]
         fitted = f" of {films} films of {patients} patients and to {healthy} healthy ones"
     return (
         "the segmenter's grades of zones: a weighted sum of what its encoder sees, fitted to two radiologists' Brixia "

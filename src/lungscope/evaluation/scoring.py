@@ -436,9 +436,7 @@ def score_severity(
     """
     rows = brixia(folder)
     runs = analyzer.bundle.manifest.get("training", {}).get("runs", [])
-    fits = [run["severity"] for run in runs if "severity" in run]
-    fitted = {digest for fit in fits for digest in fit["films"]}
-    taught_by = {patient for fit in fits for patient in fit["patients"]}
+    fitted = {digest for run in runs for digest in run.get("severity", {}).get("films", [])}
 
     def keep(n: int, report: Report) -> tuple[dict[str, Any], NDArray[np.float32], bool]:
         if report.severity is None:
@@ -456,6 +454,7 @@ def score_severity(
         alike = taught if taught.any() else None
     scored = [(row, result) for row, result, *_ in done]
     unseen = [] if alike is None else [scored[n] for n in np.flatnonzero(~alike)]
+    taught_by = {patient_of(row) for (row, _), of_fit in zip(scored, taught, strict=True) if of_fit}
     new = [(row, result) for row, result in unseen if patient_of(row) not in taught_by]
     return {
         "films": len(rows),

@@ -141,7 +141,7 @@ def fit_grades(
         "severity": {
             "fitted_to": trained.facts.get("weights_sha256", member.sha256),
             "films": digests,
-            "patients": sorted(set(patients)),
+            "patients": len(set(patients)),
             "healthy": {part: len({zone.film for zone in zones}) for part, zones in clear.items()},
             "penalty": PENALTY,
             "seed": seed,
