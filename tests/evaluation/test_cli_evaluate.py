@@ -16,6 +16,7 @@ from lungscope.cli import main as front
 from lungscope.data.split import Row, Split, parts_digest
 from lungscope.data.store import Store
 from lungscope.evaluation.scoring import ZONES
+from lungscope.statistics import number
 from stores import SHAPE, write_store
 
 
@@ -93,3 +94,12 @@ def test_a_control_stands_beside_the_bundle_on_the_same_films(data: list[object]
     assert (less["films"], less["difference"]) == (3, pytest.approx(1 / 3 - row["accuracy"]))
     shown = evaluate(*command).stdout
     assert "Accuracy, less the bundle's" in shown and f"{less['difference']:+.4f} [" in shown
+
+
+def test_scores_are_whole_on_a_terminal_of_80_characters(data: list[object], tiny: Path) -> None:
+    found, _ = in_json("classifier", *data, "--model", tiny)
+    command = ["evaluate", "classifier", *map(str, data), "--model", str(tiny)]
+    shown = CliRunner().invoke(front.app, command, env={"COLUMNS": "80"}).stdout
+    row = found["stores"][0]
+    assert "…" not in shown.split("Conformal")[0]
+    assert all(number(row[name]) in shown for name in ("accuracy", "macro_f1", "macro_auc", "log_loss", "ece"))

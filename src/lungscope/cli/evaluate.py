@@ -228,49 +228,37 @@ def _show_lesions(console: Console, result: dict[str, Any]) -> None:
 
 def _show_classifier(result: dict[str, Any]) -> None:
     console = Console()
-    table = Table(
-        "input", "bundle", "store", "n", "failed", "accuracy [95 %]", "macro-F1 [95 %]", "macro AUC", "log-loss", "ECE"
-    )
-    for run in [result, *result["controls"]]:
-        for row in run["stores"]:
-            table.add_row(
-                row["input"],
-                run["bundle"],
-                row["store"],
+    measured = [(run["bundle"], row) for run in [result, *result["controls"]] for row in run["stores"]]
+    recorded = [("recorded", row) for row in result["recorded_controls"]]
+    _print_upright(
+        console,
+        ("", "n", "failed", "accuracy [95 %]", "macro-F1 [95 %]", "macro AUC", "log-loss", "ECE"),
+        [
+            (
+                f"{row['input']}, {bundle}, {row['store']}",
                 str(row["films"]),
-                str(len(row["failed"])),
+                str(len(row["failed"])) if "failed" in row else "",
                 with_interval(row["accuracy"], row["intervals"]["accuracy"]),
                 with_interval(row["macro_f1"], row["intervals"]["macro_f1"]),
                 number(row["macro_auc"]),
-                number(row["log_loss"]),
-                number(row["ece"]),
+                *(number(row[name]) if name in row else "" for name in ("log_loss", "ece")),
             )
-    for row in result["recorded_controls"]:
-        table.add_row(
-            row["input"],
-            "recorded",
-            row["store"],
-            str(row["films"]),
-            "",
-            with_interval(row["accuracy"], row["intervals"]["accuracy"]),
-            with_interval(row["macro_f1"], row["intervals"]["macro_f1"]),
-            number(row["macro_auc"]),
-        )
-    console.print(table)
+            for bundle, row in measured + recorded
+        ],
+    )
     if result["recorded_controls"]:
         console.print(
             "recorded: controls that the bundle carries, not measured now; one network at a budget of their own, to be "
             "compared with each other"
         )
     for row in result["stores"]:
-        table = Table(
-            "class", "n", "sensitivity", "specificity", "F1", "AUC", *(f"as {label}" for label in row["labels"])
-        )
+        lines = []
         for (label, scores), counts in zip(row["classes"].items(), row["confusion"], strict=True):
             spans = row["class_intervals"][label]
             values = (with_interval(scores[name], spans[name]) for name in ("sensitivity", "specificity", "f1"))
-            table.add_row(label, str(scores["films"]), *values, number(scores["auc"]), *map(str, counts))
-        console.print(table)
+            lines.append((label, str(scores["films"]), *values, number(scores["auc"]), *map(str, counts)))
+        called = (f"called {label}" for label in row["labels"])
+        _print_upright(console, ("class", "n", "sensitivity", "specificity", "F1", "AUC", *called), lines)
         if row["conformal"] is not None:
             _show_conformal(console, row["conformal"])
     _show_differences(console, result["controls"])
@@ -279,6 +267,14 @@ def _show_classifier(result: dict[str, Any]) -> None:
         "In this data class, source and age go together: what the background alone tells is not about lungs, and "
         "the lungs' accuracy may hold some of it too."
     )
+
+
+def _print_upright(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a column for each of `rows`, and its heads at the left: a terminal is 80 characters wide."""
+    table = Table(heads[0], *(row[0] for row in rows))
+    for head, *values in zip(heads[1:], *(row[1:] for row in rows), strict=True):
+        table.add_row(head, *values)
+    console.print(table)
 
 
 def _show_conformal(console: Console, sets: dict[str, Any]) -> None:
