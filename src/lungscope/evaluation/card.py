@@ -185,32 +185,17 @@ def _results(metrics: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
     severity = metrics.get("severity", {})
     if severity.get("global"):
-        score = severity["global"]
-        rows.append(
-            ("global severity beside the senior radiologist's Brixia score: Spearman", _defined(severity, "global"),
-             with_interval(score["ours_senior"]["spearman"], score["ours_senior"]["interval"], 2),
-             _severity_beside(score))
-        )  # fmt: skip
-        if "new_patients" in severity:
-            new = severity["new_patients"]
-            score = new["global"]["ours_senior"]
-            rows.append(
-                ("the same, films of patients of whom none was fitted on", score["defined"],
-                 with_interval(score["spearman"], score["interval"], 2), _severity_beside(new["global"]))
-            )  # fmt: skip
-        zones = severity["zones"]
-        rows.append(
-            ("severity of a zone, six a film, beside the senior radiologist's: Spearman", _defined(severity, "zones"),
-             with_interval(zones["ours_senior"]["spearman"], zones["ours_senior"]["interval"], 2),
-             _severity_beside(zones))
-        )  # fmt: skip
-        if "new_patients" in severity:
-            score = severity["new_patients"]["zones"]["ours_senior"]
-            rows.append(
-                ("the same, zones of those patients", score["defined"],
-                 with_interval(score["spearman"], score["interval"], 2),
-                 _severity_beside(severity["new_patients"]["zones"]))
-            )  # fmt: skip
+        for what, films, new_films in (
+            ("global", "global severity beside the senior radiologist's Brixia score: Spearman",
+             "the same, films of patients of whom none was fitted on"),
+            ("zones", "severity of a zone, six a film, beside the senior radiologist's: Spearman",
+             "the same, zones of those patients"),
+        ):  # fmt: skip
+            for name, found in ((films, severity), (new_films, severity.get("new_patients"))):
+                if found is not None:
+                    ours = found[what]["ours_senior"]
+                    value = with_interval(ours["spearman"], ours["interval"], 2)
+                    rows.append((name, _defined(found, what), value, _severity_beside(found[what])))
     table = _table(("what", "n", "value [95 % interval]", "beside it"), rows)
     hardware = metrics["hardware"]
     note = (

@@ -30,7 +30,7 @@ from lungscope.training.networks import build_classifier, build_segmenter
 from lungscope.training.recipe import Recipe, read_table
 from lungscope.training.segmenter import SegmenterTask
 from lungscope.training.views import saw_lungs_of, view_of
-from lungscope.training.weights import save_weights
+from lungscope.training.weights import refuse_filled, save_weights
 
 
 def average(
@@ -60,8 +60,7 @@ def average(
         raise RecipeError(
             f"The mean of weights is one network's at one size; these runs are of {', '.join(sorted(kinds))}"
         )
-    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-        raise RecipeError(f"{folder} is not empty. Name a new folder")
+    refuse_filled(folder)
     parts = parts_digest(data)
     for run in trained:
         if any(run.facts["parts"][part] != parts[part] for part in ("val", "test")):

@@ -2,7 +2,8 @@
 
 A segmenter that learnt where lungs end and what hides their air sees what a reader of a zone looks at. Which of what it
 sees, and how much of it, is a linear question that some dozen scored films answer: one weight for each channel of each
-level of its encoder, by ridge regression (Hoerl & Kennard 1970). Neither lungs nor opacity change by it.
+level of its encoder, by ridge regression (Hoerl & Kennard 1970), which makes it a linear probe (Alain & Bengio 2016).
+Neither lungs nor opacity change by it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from lungscope.bundle import Bundle
 from lungscope.data.split import Split
 from lungscope.data.store import Store
-from lungscope.errors import BundleError, DataError, RecipeError
+from lungscope.errors import BundleError, DataError
 from lungscope.evaluation import metrics, scoring
 from lungscope.evaluation.calibration import HEALTHY
 from lungscope.hardware import cores
@@ -33,7 +34,7 @@ from lungscope.training.augment import random_tone
 from lungscope.training.export import Trained
 from lungscope.training.networks import GRADE, Graded, build_segmenter
 from lungscope.training.recipe import Augment
-from lungscope.training.weights import load_weights, refuse_other_parts, save_weights
+from lungscope.training.weights import load_weights, refuse_filled, refuse_other_parts, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,7 @@ def fit_grades(
     were left out were graded. Raises BundleError for an ensemble, DataError where too few films are left to fit on,
     RecipeError where the segmenter was trained with other val or test parts, or where `folder` holds something.
     """
-    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-        raise RecipeError(f"{folder} is not empty. Name a new folder")
+    refuse_filled(folder)
     if len(bundle.segmenter.members) != 1:
         raise BundleError(
             f"bundle {bundle.name!r} has {len(bundle.segmenter.members)} segmenters; grades are fitted to the encoder "

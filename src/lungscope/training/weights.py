@@ -51,6 +51,12 @@ def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     beside.replace(path.with_suffix(".json"))
 
 
+def refuse_filled(folder: Path) -> None:
+    """Raises RecipeError for a folder that holds something, where a run is made that nothing resumes."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise RecipeError(f"{folder} is not empty. Name a new folder")
+
+
 def facts_beside(path: Path) -> dict[str, Any]:
     """The facts of the run that weights are of: of the JSON beside a `.safetensors`, or of the manifest beside a
     bundle's `.onnx`; empty where there are none."""
