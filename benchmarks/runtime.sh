@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures speed and memory as docs/runtime.md has them, one thing at a time, on this machine: single films, whole
+# Measures speed and memory as docs/results/runtime.md has them, one thing at a time, on this machine: single films, whole
 # processes, batches, training and parity. Gates of precisions are `lungscope quantize`'s.
 #
 #   benchmarks/runtime.sh OUT                          about half an hour on two cores; let nothing else run
