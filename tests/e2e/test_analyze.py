@@ -158,16 +158,26 @@ def test_an_output_that_is_a_file_is_refused(tiny: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("out", ["s3://bucket/results", "file:///tmp/results"])
 @pytest.mark.parametrize(
-    "command", [["analyze", "film.png"], ["data", "audit", "store"], ["evaluate", "classifier"], ["benchmark", "batch"]]
+    "command",
+    [
+        ["analyze", "film.png", "--out"],
+        ["data", "import", "films"],
+        ["data", "audit", "store", "--out"],
+        ["evaluate", "classifier", "--out"],
+        ["benchmark", "batch", "--out"],
+        ["serve", "--keep"],
+        ["pacs", "--spool"],
+    ],
+    ids=" ".join,
 )
 def test_results_go_to_no_url(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Sequence[str], out: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "film.png", draw())
-    done = program(*command, "--out", out)
+    done = program(*command, out)
     assert done.returncode == 2, done.stderr
-    assert f"--out {out} is a URL, and results go to this machine" in done.stderr
+    assert f"{out} is a URL, and what is written goes to this machine" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"film.png"}
 
 

@@ -32,7 +32,9 @@ _SOME_FAILED = 1
 @app.command("import")
 def import_(
     source: Annotated[Path, typer.Argument(help="Folder, .zip or .csv table with the films.", metavar="SRC")],
-    dest: Annotated[Path, typer.Argument(help="The store to make or to bring up to date.", metavar="DEST")],
+    dest: Annotated[
+        Path, typer.Argument(help="The store to make or to bring up to date.", metavar="DEST", parser=local)
+    ],
     name: Annotated[str | None, typer.Option(help="What splits and reports call it; default: DEST's name.")] = None,
     size: Annotated[int, typer.Option(help="Side of the cached films in pixels.")] = 256,
     layout: Annotated[str, typer.Option(help=f"How SRC is laid out: {', '.join(LAYOUTS)}.")] = "auto",
@@ -151,7 +153,9 @@ def split(
 @app.command("pseudo-label")
 def pseudo_label(
     store: Annotated[Path, typer.Argument(help="The store whose films get masks.", metavar="STORE")],
-    dest: Annotated[Path, typer.Argument(help="The store to make of the films that were kept.", metavar="DEST")],
+    dest: Annotated[
+        Path, typer.Argument(help="The store to make of the films that were kept.", metavar="DEST", parser=local)
+    ],
     split: Annotated[Path, typer.Option(help="STORE's split; films of its train part alone are looked at.")],
     model: Annotated[
         list[str] | None,

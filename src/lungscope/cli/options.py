@@ -8,9 +8,10 @@ from lungscope.errors import UsageError
 
 
 def local(name: str) -> Path:
-    """The path of a result. Raises UsageError for a URL, which as a path would be a folder here that is called so."""
+    """The path of what is written. Raises UsageError for a URL, which as a path would be a folder here that is called
+    so."""
     if "://" in str(name):  # a default comes as the path that it is
         raise UsageError(
-            f"--out {name} is a URL, and results go to this machine. Name a path here, and copy them from there."
+            f"{name} is a URL, and what is written goes to this machine. Name a path here, and copy it from there."
         )
     return Path(name)

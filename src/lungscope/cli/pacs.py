@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from lungscope.bundle import locate
+from lungscope.cli.options import local
 from lungscope.errors import UsageError
 from lungscope.hardware import is_loopback
 from lungscope.pacs.deidentify import Deidentifier
@@ -32,7 +33,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def pacs(
-    spool: Annotated[Path, typer.Option(help="Folder of the queue. Keep it: it holds what was received.")],
+    spool: Annotated[
+        Path, typer.Option(help="Folder of the queue. Keep it: it holds what was received.", parser=local)
+    ],
     send_to: Annotated[str, typer.Option(help="Where results go: AET@host:port, or https://…/dicom-web (STOW-RS).")],
     aet: Annotated[str, typer.Option(help="The AE title of this node.")] = "LUNGSCOPE",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

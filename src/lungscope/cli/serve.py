@@ -16,6 +16,7 @@ from rich.console import Console
 
 from lungscope.bundle import locate
 from lungscope.cli.analyze import demo_film
+from lungscope.cli.options import local
 from lungscope.errors import MissingExtraError, UsageError
 from lungscope.hardware import is_loopback
 from lungscope.pipeline import Analyzer
@@ -41,7 +42,9 @@ def serve(
     precision: Annotated[
         str, typer.Option(help="auto, f32, bf16, f16 or int8; auto: the fastest here whose gate was passed.")
     ] = "auto",
-    keep: Annotated[Path | None, typer.Option(help="Folder to write every result to; without it none is kept.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder to write every result to; without it none is kept.", parser=local)
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Films analysed at once.")] = 2,
     queue: Annotated[int, typer.Option(min=1, help="Films that may arrive or wait at once.")] = Limits.waiting,
     rate: Annotated[
