@@ -76,6 +76,15 @@ class Radiograph:
         return (found[1], found[2]) if found else ("", "")
 
     @property
+    def aspect(self) -> tuple[float, float]:
+        """Height and width of a pixel, in mm where its spacing is known, else as Pixel Aspect Ratio has them (PS3.3
+        C.7.6.3.1.7); 1 and 1 where nothing says."""
+        if self.spacing_mm is not None:
+            return self.spacing_mm
+        ratio = re.fullmatch(r"([1-9][0-9]*)\\([1-9][0-9]*)", self.source.tags.get("PixelAspectRatio", ""))
+        return (float(ratio[1]), float(ratio[2])) if ratio else (1.0, 1.0)
+
+    @property
     def mirrored(self) -> bool:
         """Whether the file says that its rows run towards the patient's right: then the patient's right is on the
         image's right, else on its left."""

@@ -7,7 +7,6 @@ most 0.39 of a film black and 0.22 white).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,6 +47,8 @@ SIDE_CODES = frozenset(
         "R-40985", "R-10212", "R-10210", "R-10204", "R-10208", "R-10216", "R-40783", "R-10241",
     )
 )  # fmt: skip
+#: SOP class of Digital X-Ray images for processing (PS3.4 B.5).
+FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
 CHEST_PARTS = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "STERNUM", "CLAVICLE", "TSPINE", "ABDOMENCHEST", "WHOLEBODY")
 
 
@@ -125,12 +126,8 @@ def _check_shape(film: Radiograph, name: str, warn: Callable[[str, str], None]) 
 
 
 def _check_pixels(film: Radiograph, warn: Callable[[str, str], None]) -> None:
-    """Spacing, or, where it is not known, Pixel Aspect Ratio (PS3.3 C.7.6.3.1.7: rows, then columns)."""
-    rows, columns, unit = 1.0, 1.0, ""
-    if film.spacing_mm:
-        (rows, columns), unit = film.spacing_mm, " mm"
-    elif match := re.fullmatch(r"([0-9]+)\\([0-9]+)", film.source.tags.get("PixelAspectRatio", "")):
-        rows, columns = map(float, match.groups())
+    rows, columns = film.aspect
+    unit = " mm" if film.spacing_mm else ""
     if max(rows, columns) > 1.01 * min(rows, columns):
         warn("pixels-not-square", f"Pixels are {rows:g} x {columns:g}{unit}. Lungs look stretched to the networks.")
 
@@ -146,13 +143,25 @@ def _check_tags(film: Radiograph, name: str, warn: Callable[[str, str], None]) -
     part = tags.get("BodyPartExamined", "").upper()
     if part and not any(chest in part.replace(" ", "").replace("_", "") for chest in CHEST_PARTS):
         warn("not-chest", "The file's Body Part Examined is not the chest.")
-    if tags.get("PresentationIntentType", "").upper() == "FOR PROCESSING":
+    if tags.get("PresentationIntentType", "").upper() == "FOR PROCESSING" or tags.get("SOPClassUID") == FOR_PROCESSING:
         warn("for-processing", "Raw detector data (FOR PROCESSING). The networks know films FOR PRESENTATION.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME1" and tags.get("PresentationLUTShape", "") == "IDENTITY":
         warn("polarity", "MONOCHROME1 and Presentation LUT Shape IDENTITY contradict each other; read as MONOCHROME1.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME2" and tags.get("PresentationLUTShape", "") == "INVERSE":
         warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
+    if "StrayBits" in tags:
+        warn(
+            "unused-bits",
+            f"Pixels have bits set above the {tags.get('BitsStored')} that are stored, and the header tells of no "
+            "overlay there. They were left out. If the header is wrong about Bits Stored, the picture is, too.",
+        )
     rows, columns = film.orientation
+    if tags.get("PatientOrientation", "").strip("\\ ") and not rows:
+        warn(
+            "orientation-unknown",
+            "Patient Orientation is not two directions in the standard's letters. The lung on the image's left is "
+            "called the right one.",
+        )
     if film.mirrored:
         warn(
             "mirrored",
