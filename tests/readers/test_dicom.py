@@ -210,7 +210,28 @@ def test_an_empty_limit_of_padding_is_none(tmp_path: Path) -> None:
 
 
 def test_overlay_bits_above_bits_stored_are_no_part_of_the_value(tmp_path: Path) -> None:
-    assert film(tmp_path, RAMP | 0x8000).pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+    ds = make_dicom(RAMP | 0x8000)
+    ds.add_new(Tag(0x6002, 0x0102), "US", 15)
+    told = read(save_dicom(ds, tmp_path / "film.dcm"))
+    assert told.pixels == pytest.approx(RAMP / 4095, abs=1e-6)
+    assert "StrayBits" not in told.source.tags
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+def test_bits_above_bits_stored_that_are_no_overlay_are_told(tmp_path: Path, syntax: uid.UID) -> None:
+    """A header may be wrong about Bits Stored."""
+    found = read(save_dicom(make_dicom(np.repeat(np.repeat(RAMP, 4, 0), 4, 1) << 3, 14), tmp_path / "film.dcm", syntax))
+    assert found.source.tags["StrayBits"] == "0x4000"
+    assert "unused-bits" in [warning.code for warning in inspect(found).warnings]
+    signed = np.full((64, 64), -1, np.int16)
+    assert "StrayBits" not in film(tmp_path, signed).source.tags
+
+
+def test_spaces_around_values_mean_nothing(tmp_path: Path) -> None:
+    """PS3.5 6.2: of a code string, before and behind it."""
+    for value in (["R ", "F"], [" R", "F"], ["R", " F"]):
+        turned = film(tmp_path, PatientOrientation=value)
+        assert turned.mirrored and turned.orientation == ("R", "F")
 
 
 def test_spacing_says_where_it_came_from(tmp_path: Path) -> None:

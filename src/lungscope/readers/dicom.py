@@ -158,12 +158,15 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
     _check_pixels(ds, name, max_pixels)
     table, how = grey_scale(ds)
     codes = _codes(ds, name)
+    stray = _stray_bits(ds, codes)
     # Repeated over the unused bits: retired overlays may live in them (PS3.5 8.1.2), and sign bits do; neither is part
     # of the value.
     pixels = np.asarray(cv2.LUT(codes, np.resize(table, 2 ** (8 * codes.itemsize))), np.float32)
     spacing, origin = _spacing(ds)
     tags = {key: text for key in KEYWORDS if (text := _text(_optional(ds, key)))}
     tags |= {"TransferSyntaxUID": str(_transfer_syntax(ds)), "GreyScale": how}
+    if stray:
+        tags["StrayBits"] = f"{stray:#x}"
     if views := ds.get("ViewCodeSequence"):
         tags["ViewCode"], tags["ViewCodeMeaning"] = (
             _text(_optional(views[0], key)) for key in ("CodeValue", "CodeMeaning")
@@ -310,6 +313,19 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
             f"{name}: its header says {bits} bits are stored, its compressed data hold more. Export it again."
         )
     return codes
+
+
+def _stray_bits(ds: Dataset, codes: NDArray[np.unsignedinteger[Any]]) -> int:
+    """The bits above Bits Stored that are set in any pixel and no overlay of the header has (PS3.5 8.1.2), as a number;
+    0 for signed pixels, whose sign stands there, too."""
+    bits = int(ds.BitsStored)
+    if ds.PixelRepresentation == 1 or not int(codes.max()) >> bits:
+        return 0
+    found = int(np.bitwise_or.reduce(codes, axis=None)) >> bits << bits
+    for group in range(0x6000, 0x6020, 2):
+        with suppress(Exception):  # absent, or of a value that is no bit; pydicom lets nearly every type escape
+            found &= ~(1 << int(ds[group, 0x0102].value))
+    return found
 
 
 def _frame(ds: Dataset, name: str) -> bytes:
@@ -505,4 +521,5 @@ def _number(ds: Dataset, keyword: str, default: float) -> float:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value).strip()
+    values = value if isinstance(value, MultiValue) else [value]
+    return "\\".join(str(each).strip() for each in values)
