@@ -387,6 +387,24 @@ def test_a_mirrored_film_has_its_sides_where_its_header_says(analyzer: Analyzer,
     np.testing.assert_array_equal(mirrored.pixel_array, plain.pixel_array[::-1])
 
 
+@pytest.mark.parametrize(
+    ("elements", "ratio"),
+    [
+        ({"ImagerPixelSpacing": [0.2, 0.4]}, [1, 2]),
+        ({"ImagerPixelSpacing": None, "PixelAspectRatio": [3, 2]}, [3, 2]),
+        ({}, None),
+    ],
+)
+def test_pixels_that_are_not_square_stay_so(
+    elements: dict[str, object], ratio: list[int] | None, analyzer: Analyzer, validator: str, tmp_path: Path
+) -> None:
+    report = analyzer.analyze(dx(tmp_path, **elements))
+    write(report, tmp_path / "out", ["dicom"])
+    assert_valid(tmp_path / "out", "lungs", "saliency", "overlay", "report")
+    for kind in ("lungs", "saliency", "overlay"):
+        assert dcmread(tmp_path / "out" / f"{kind}.dcm").get("PixelAspectRatio") == ratio
+
+
 def test_evidence_too_weak_to_be_stored_is_no_failure(analyzer: Analyzer, tmp_path: Path, validator: str) -> None:
     report = analyzer.analyze(dx(tmp_path))
     assert report.saliency is not None

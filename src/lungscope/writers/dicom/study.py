@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from fractions import Fraction
 from io import BytesIO
 from typing import Any, Self
 from uuid import NAMESPACE_OID, uuid5
@@ -173,6 +174,10 @@ class Study:
         if "Rows" in dataset:
             dataset.PatientOrientation = self.header.get("PatientOrientation") or None
             dataset.ImageComments = DISCLAIMER
+            height, width = self.report.film.aspect
+            ratio = Fraction(height / width).limit_denominator(1000)
+            if 0 < ratio != 1:  # type 1C where no spacing stands beside the pixels (PS3.3 C.7.6.3)
+                dataset.PixelAspectRatio = [ratio.numerator, ratio.denominator]
         for item in (*dataset.get("DimensionOrganizationSequence", ()), *dataset.get("DimensionIndexSequence", ())):
             item.DimensionOrganizationUID = self.uid(dataset.SOPInstanceUID, "dimensions")
         dataset.walk(self._name_film)
@@ -261,7 +266,7 @@ def _fits(element: DataElement) -> bool:
     if element.keyword not in WORDS:
         return True
     values = [element.value] if element.VM < 2 else element.value
-    return all(re.fullmatch(WORDS[element.keyword], str(value)) for value in values if value)
+    return all(re.fullmatch(WORDS[element.keyword], str(value).strip()) for value in values if value)
 
 
 def _is_jpeg(report: Report) -> bool:
