@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from itertools import count, product
 from pathlib import Path
@@ -28,7 +29,7 @@ from pydicom import Dataset, dcmread, uid
 from pynetdicom import AE, dsutils
 
 from bundles import write_bundle
-from lungscope.errors import DeliveryError, UsageError
+from lungscope.errors import DeliveryError, RefusedError, UsageError
 from lungscope.pacs import node as node_module
 from lungscope.pacs import send as send_module
 from lungscope.pacs.node import Address, Node
@@ -234,7 +235,8 @@ def test_every_transfer_syntax_that_is_read_is_taken(run: Callable[..., Any], ar
     compressed.compress(uid.RLELossless)
     with run(archive.target) as node:
         link = ae.associate("127.0.0.1", node.port, ae_title="LUNGSCOPE")
-        assert len(link.accepted_contexts) == 4 * len(DECODERS)
+        assert len(link.accepted_contexts) == 4 * (len(DECODERS) - 1)
+        assert {str(context.transfer_syntax[0]) for context in link.rejected_contexts} == {uid.JPEGExtended12Bit}
         assert link.send_c_store(compressed).Status == 0x0000
         link.release()
         node.settled(sent=1)
@@ -497,6 +499,28 @@ def test_no_authority_but_the_one_that_was_named(monkeypatch: pytest.MonkeyPatch
     assert settings["verify"] == "ca.pem"
     with pytest.raises(UsageError, match="is not encrypted"):
         destination("http://127.0.0.1/dicom-web", aet="LUNGSCOPE", tls=tls)
+
+
+@pytest.mark.parametrize("kind", ["application/dicom+json", "application/dicom+json; charset=utf-8"])
+def test_what_a_web_server_says_that_it_did_not_store_is_not_sent(kind: str) -> None:
+    failed = Dataset()
+    failed.ReferencedSOPClassUID, failed.ReferencedSOPInstanceUID = film().SOPClassUID, film().SOPInstanceUID
+    failed.FailureReason = 0x0110
+    answer = Dataset()
+    answer.FailedSOPSequence = [failed]
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(answer.to_json().encode())
+            self.close_connection = True
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.handle_request).start()
+        with pytest.raises(RefusedError, match="answered 0110"):
+            DicomWeb(f"http://127.0.0.1:{server.server_port}", None).store(film())
 
 
 def test_what_is_refused_again_and_again_is_put_away(run: Callable[..., Any], archive: Archive) -> None:

@@ -28,6 +28,9 @@ LOGGER = logging.getLogger(__name__)
 
 #: The SOP class of C-ECHO (PS3.4 A.4).
 VERIFICATION = uid.UID("1.2.840.10008.1.1")
+#: In which films are taken. Not JPEG Extended: it is used for 12 bits, which are not read, and an archive that can not
+#: send it sends the film in another one.
+TRANSFER_SYNTAXES = [syntax for syntax in DECODERS if syntax != uid.JPEGExtended12Bit]
 #: Who writes the films' files (PS3.10 7.1). A film is known by its bytes, so these never change, whatever is installed:
 #: neither may name a version.
 IMPLEMENTATION, IMPLEMENTATION_NAME = uid.UID(f"2.25.{uuid5(NAMESPACE_OID, 'lungscope pacs').int}"), "LUNGSCOPE"
@@ -74,7 +77,7 @@ class Receiver:
         self._ae.maximum_associations = ASSOCIATIONS
         self._ae.add_supported_context(VERIFICATION)
         for sop_class in SOP_CLASSES:
-            self._ae.add_supported_context(sop_class, list(DECODERS))
+            self._ae.add_supported_context(sop_class, TRANSFER_SYNTAXES)
         self._server: ThreadedAssociationServer | None = None
 
     def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:

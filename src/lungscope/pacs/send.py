@@ -176,7 +176,15 @@ class _Association:
 
 
 class _Session(requests.Session):
-    """Takes the authorities that it was given, whatever REQUESTS_CA_BUNDLE in the environment says."""
+    """Takes the authorities that it was given, whatever REQUESTS_CA_BUNDLE in the environment says. Media types of
+    answers lose their parameters, with which dicomweb-client does not see what a server failed to store."""
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        response = super().send(request, **kwargs)
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind.endswith(("json", "xml")):
+            response.headers["Content-Type"] = kind
+        return response
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         own = self.verify if verify is None else verify
