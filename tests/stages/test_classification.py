@@ -34,6 +34,8 @@ def test_views_hold_only_what_they_may_hold() -> None:
     view, geometry = lung_view(film, found, ViewSpec("lungs", True, 0.0, 4))
     assert (geometry.top, geometry.left, geometry.side) == (2, 1, 4)
     np.testing.assert_allclose(view, [[0, 0.5, 0.5, 0]] * 4)
+    _, wide = lung_view(film, found, ViewSpec("lungs", True, 0.25, 4))
+    assert (wide.top, wide.left, wide.side) == (1, 0, 6), "a quarter of the longer side on each end"
 
 
 def test_equalised_views_have_the_same_greys_whatever_the_exposure() -> None:
@@ -90,6 +92,7 @@ def test_a_close_view_is_shown_as_its_mirror_image_too(mirror: float, mirrored: 
     assert bundle.classifier is not None and bundle.classifier.mirror == 0
     view = ViewSpec("lungs", False, 0.0, 2)
     spec = replace(bundle.classifier, labels=("A", "B"), bias=(0.0, 1.0), view=view, conformal=None, mirror=mirror)
+    spec = replace(spec, temperature=2.0)
     film, network = radiograph(np.float32([[0, 1], [0, 0]])), Lopsided()
     answer = Classifier(spec, network).classify(film, lungs(np.ones((2, 2), np.bool_), np.zeros((2, 2), np.bool_)))
     assert answer.mirrored is answer.to_json()["mirrored"] is mirrored
@@ -99,6 +102,7 @@ def test_a_close_view_is_shown_as_its_mirror_image_too(mirror: float, mirrored: 
     assert answer.cam[0].tolist() == [[0, 2 if mirrored else 3], [0, 0]]
     np.testing.assert_allclose(answer.cam.mean((1, 2)) + answer.bias, answer.logits)
     assert answer.lead == pytest.approx(0.5 if mirrored else 0.25)
+    np.testing.assert_allclose(answer.probabilities, softmax(answer.logits / 2))
     if mirrored:
         assert network.seen[1].tolist() == [[1, 0], [0, 0]]
 

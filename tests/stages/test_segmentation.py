@@ -190,8 +190,28 @@ def test_a_missing_lung_is_reported(tiny: Path) -> None:
     assert lungs.to_json()["left"] == {"found": False, "area_px": 0, "area_cm2": None}
 
 
-def test_lungs_at_the_border_are_reported(tiny: Path) -> None:
-    assert "lung-cut-off" in codes(segment(tiny, draw()[100:, :].copy()))
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize(
+    ("spans", "code", "words"),
+    [
+        ([(60, 260, 30, 110), (120, 180, 190, 230)], "lung-asymmetry", "The left lung is only"),
+        ([(120, 180, 40, 80), (60, 260, 180, 260)], "lung-asymmetry", "The right lung is only"),
+        ([(130, 190, 50, 90), (130, 190, 190, 230)], "lung-area", "fill 5% of the film"),
+        ([(60, 260, 30, 260)], "lungs-merged", "as one piece"),
+        ([(60, 260, 30, 110), (60, 260, 180, 200), (60, 80, 180, 270), (150, 170, 180, 270), (240, 260, 180, 270)],
+         "lung-shape", "The left lung's outline is ragged"),
+        ([(0, 200, 0, 80), (0, 200, 180, 260)], "lung-cut-off", "top and left border"),
+        ([(120, 320, 60, 140), (120, 320, 240, 320)], "lung-cut-off", "bottom and right border"),
+    ],
+)  # fmt: skip
+def test_odd_lungs_are_reported(
+    tiny: Path, spans: list[tuple[int, int, int, int]], code: str, words: str, times: int
+) -> None:
+    """Of a film that is `times` as large pixels are thinned out."""
+    tissue = np.random.default_rng(0).uniform(TISSUE - 0.03, TISSUE + 0.03, (320, 320))  # no frame, which is even
+    film = np.where(boxes(*spans, shape=(320, 320)), LUNG, tissue).astype(np.float32)
+    (warning,) = segment(tiny, np.kron(film, np.ones((times, times), np.float32))).warnings
+    assert (warning.stage, warning.code) == ("segmentation", code) and words in warning.message
 
 
 def test_an_inverted_film_is_reported(tiny: Path, tmp_path: Path) -> None:

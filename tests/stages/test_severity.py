@@ -179,6 +179,19 @@ def test_evidence_outside_the_lungs_does_not_count() -> None:
     assert result.total == 0
 
 
+def test_a_zone_is_its_lung_pixels_and_a_lung_is_all_of_its_pixels() -> None:
+    """The right lung's zones have 6, 9 and 12 pixels. A is ill, and so is what lies beside A and B in its box."""
+    right, left = sides()
+    right[1:4, 3:] = right[4:7, 4:] = False
+    grades = np.where(right | left, np.float32(1), np.float32(9))
+    found = replace(lungs(right, left), grades=Grades(grades, Geometry.letterbox((SIZE, SIZE), SIZE), (2, 3, 4)))
+    result = grade(ill((1, 4, 1, 5), (4, 7, 4, 5)), found)
+    zones = {name: zone and (zone.extent, zone.evidence, zone.grade) for name, zone in result.zones.items()}
+    assert zones == {"A": (1, 4, 1)} | dict.fromkeys("BCDEF", (0, -4, 1))
+    assert result.extent == {"right": pytest.approx(6 / 27), "left": 0}
+    assert result.evidence == pytest.approx(4 * (6 - 57) / 63)
+
+
 def test_a_missing_lung_has_no_scores_and_there_is_no_global_one() -> None:
     right, left = sides()
     result = grade(ill((1, 10, 1, 5)), lungs(right, left & False))
