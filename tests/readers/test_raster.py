@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -186,6 +187,43 @@ def test_a_large_header_is_refused_before_decoding(tmp_path: Path, side: int) ->
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(side, side))
     with pytest.raises(UnsupportedImageError, match=r"bomb\.png.*80,000,000"):
+        read(path)
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(GREY // 2)]
+    with pytest.raises(UnsupportedImageError, match="at least 2 pages or frames"):
+        read(save(Image.fromarray(GREY), tmp_path / "moving.png", save_all=True, append_images=frames))
+
+
+def test_pages_are_refused_without_counting_them(tmp_path: Path) -> None:
+    """A TIFF whose second page is empty and stands where no third can be read."""
+    path = save(Image.fromarray(GREY), tmp_path / "pages.tif")
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, start)
+    struct.pack_into("<I", data, start + 2 + 12 * entries, len(data))
+    path.write_bytes(data + struct.pack("<HI", 0, 2**31))
+    with pytest.raises(UnsupportedImageError, match="at least 2 pages"):
+        read(path)
+
+
+def repeated_scans(count: int, comment: bytes = b"") -> bytes:
+    """A progressive JPEG of GREY whose last scan stands there `count` times, behind a comment."""
+    file = BytesIO()
+    Image.fromarray(GREY).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    start = whole.rindex(b"\xff\xda")
+    note = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
+    return whole[:2] + note + whole[2:start] + count * whole[start:-2] + whole[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "scans.jpg"
+    path.write_bytes(repeated_scans(1, b"\xff\xda" * 200) + b"\xff\xda" * 200)
+    assert np.abs(read(path).pixels - GREY / 255).max() < 0.1
+    path.write_bytes(repeated_scans(101))
+    with pytest.raises(UnsupportedImageError, match=r"scans\.jpg.*more than 100 scans"):
         read(path)
 
 

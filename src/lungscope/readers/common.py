@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import cv2
@@ -15,6 +16,13 @@ MAX_PIXELS = 80_000_000
 
 #: Most bytes that are read of one file, and that a deflated one may grow to: MAX_PIXELS as f32, and a header.
 MAX_BYTES = 4 * MAX_PIXELS + 2**24
+
+#: Most scans of a JPEG, libtiff's limit. A progressive film has about ten; each costs time by the picture's size, even
+#: where it holds nothing.
+MAX_SCANS = 100
+#: What ends a scan's data: a marker that is no stuffed zero, fill byte or restart (ISO 10918-1, B.1.1.2 and B.1.1.5).
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+_END, _SCAN = b"\xd9", b"\xda"
 
 #: What systems leave in folders of films, and is none.
 NO_FILM = frozenset({"dicomdir", "thumbs.db", "desktop.ini"})
@@ -47,3 +55,17 @@ def check_size(width: int, height: int, name: str, limit: int = MAX_PIXELS) -> N
             f"{name}: its header promises {width} x {height} pixels; at most {limit:,} are decoded. "
             "Give a chest film at its detector's resolution."
         )
+
+
+def check_scans(jpeg: bytes, name: str) -> None:
+    """Raise UnsupportedImageError if a JPEG has more than `MAX_SCANS` scans."""
+    at, scans = 2, 0
+    while (marker := _MARKER.search(jpeg, at)) and marker[1] != _END:
+        scans += marker[1] == _SCAN
+        if scans > MAX_SCANS:
+            raise UnsupportedImageError(
+                f"{name}: is a JPEG of more than {MAX_SCANS} scans, the most that are decoded. Save it as PNG, or as a "
+                "JPEG that is not progressive."
+            )
+        length = int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+        at = marker.end() + max(2, length)

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
-from lungscope.readers.common import MAX_PIXELS, Decoded, check_size, tell_memory
+from lungscope.readers.common import MAX_PIXELS, Decoded, check_scans, check_size, tell_memory
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
@@ -75,9 +75,10 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
 def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
     with Image.open(BytesIO(data), formats=FORMATS) as image:
         check_size(*image.size, name, max_pixels)
-        frames = getattr(image, "n_frames", 1)
-        if frames != 1:
-            raise UnsupportedImageError(f"{name}: holds {frames} pages or frames. Give one film per file.")
+        if getattr(image, "is_animated", False):  # not `n_frames`, which reads every page of a TIFF
+            raise UnsupportedImageError(f"{name}: holds at least 2 pages or frames. Give one film per file.")
+        if image.format == "JPEG":
+            check_scans(data, name)
         bits, mode = _bits(image, data), image.mode
         tags = {"Format": image.format or "", "Mode": mode, "BitsPerSample": str(bits)}
         if image.format == "TIFF":
