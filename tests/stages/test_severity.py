@@ -12,7 +12,17 @@ from lungscope.radiograph import Geometry
 from lungscope.stages.classification import Classification
 from lungscope.stages.localization import localize
 from lungscope.stages.segmentation import Grades, Opacity
-from lungscope.stages.severity import contradiction, definition, disease, grade, opacity_levels, score_of, zone_masks
+from lungscope.stages.severity import (
+    Zone,
+    contradiction,
+    definition,
+    disease,
+    grade,
+    opacity_levels,
+    score_of,
+    shown,
+    zone_masks,
+)
 
 SIZE = 12
 
@@ -105,7 +115,7 @@ def test_where_the_segmenter_grades_that_scores_and_extent_stays_what_it_was() -
 
     text = contradiction("Normal", 0.9, result)
     assert text is not None
-    assert "scores 2 or more: B (grade 5.0), C (grade 8.0), E (grade 6.0), F (grade 9.0)." in text
+    assert "scores 2 or more: B (grade 5.000), C (grade 8.000), E (grade 6.000), F (grade 9.000)." in text
     clear = grade(ill((0, 12, 0, 12)), replace(found, grades=Grades(rising * 0, geometry, limits)))
     text = contradiction("COVID-19", 0.9, clear)
     assert text is not None
@@ -139,6 +149,13 @@ def test_above_its_level_a_zone_scores_nothing() -> None:
             zones = grade(answer, replace(found, opacity=replace(found.opacity, limit=float(limit)))).zones
             zone = zones["ABCDEF"[number]]
             assert zone is not None and zone.score == score
+
+
+def test_a_grade_is_shown_on_its_scores_side_of_each_limit() -> None:
+    limits = (0.794, 1.216, 1.888)
+    for value in (-0.04, 0.7936, 0.7944, 1.2151, 1.2477, 1.8557, 1.8881):
+        zone = Zone(score_of(value, limits), 10, 0.0, 0.0, (0, 1), value)
+        assert score_of(float(shown(zone).removeprefix("grade ")), limits) == zone.score
 
 
 def test_a_large_film_is_scored_as_a_small_one() -> None:

@@ -7,6 +7,7 @@ share of the zone that is involved does. `definition` says so in words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -267,8 +268,9 @@ def contradiction(label: str, probability: float, severity: Severity) -> str | N
 
 
 def shown(zone: Zone) -> str:
-    """What a zone's score is made of, in words: its grade, or the involved share where it has none."""
-    return f"{100 * zone.extent:.0f} %" if zone.grade is None else f"grade {zone.grade:.1f}"
+    """What a zone's score is made of, in words: its grade, or the involved share where it has none. A grade is cut to
+    the three decimals that limits have, so that it stands on its score's side of each."""
+    return f"{100 * zone.extent:.0f} %" if zone.grade is None else f"grade {math.floor(1000 * zone.grade) / 1000:.3f}"
 
 
 #: Where class and scores come from, by basis.
