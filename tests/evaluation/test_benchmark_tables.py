@@ -348,6 +348,8 @@ def test_names_have_the_room_that_they_need() -> None:
     curves = ElementTree.fromstring(plots.curves("Training", [line], "epoch", "Dice"))
     (place,) = (float(e.attrib["x"]) for e in curves.iter() if e.text == name)
     assert float(curves.attrib["width"]) - place >= plots.LETTER * len(name)
+    (ends,) = (e.attrib["points"].split()[-1] for e in curves.iter() if "points" in e.attrib)
+    assert float(ends.partition(",")[0]) < place, "the curve ends before its name"
     box = plots.Box(name, "group", (0.1, 0.2, 0.3, 0.4, 0.5))
     (place,) = (
         float(e.attrib["x"]) for e in ElementTree.fromstring(plots.boxes("", [box], "")).iter() if e.text == name

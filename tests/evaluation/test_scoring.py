@@ -221,6 +221,7 @@ def test_opacity_is_looked_for_on_drawn_disease(lesions: Path, tmp_path: Path) -
     analyzer = Analyzer(write_bundle(tmp_path / "bundle", opacity=True))
     film = next(row for row in score_lesions(analyzer, lesions)["per_film"] if row["id"] == "ill.png")
     assert 1.3 * film["disease_share"] < film["opacity_on_disease"] < 3 * film["disease_share"]
+    assert film["opacity_above_chance"] == pytest.approx(film["opacity_on_disease"] - film["disease_share"])
 
 
 def test_a_film_without_drawn_lungs_is_named(analyzer: Analyzer, lesions: Path) -> None:

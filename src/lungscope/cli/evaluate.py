@@ -327,7 +327,7 @@ def _show_pipeline(result: dict[str, Any]) -> None:
         seen = result["severity"]["seen"]
         of_all = "all films" if seen is None else "with seen films"
         if "new_patients" in result["severity"]:
-            new = f"patients not fitted on, {result['severity']['new_patients']['scored']} films"
+            new = f"known patients not fitted on, {result['severity']['new_patients']['scored']} films"
             rows += [(f"{name}, {new}", result["severity"]["new_patients"][name]) for name in ("global", "zones")]
         rows += [(f"{name}, {of_all}", result["severity"]["with_seen"][name]) for name in ("global", "zones")]
         for title, row in rows:

@@ -22,7 +22,7 @@ BOUNDS = (0.05, 20.0)
 COVERAGE = 0.95
 #: So many films of a class it takes, that one of them may lie below its threshold.
 LEAST_FILMS = round(1 / (1 - COVERAGE)) - 1
-#: Share of the zones of healthy lungs that are to be clear: to score 0 for severity.
+#: Share of the zones of healthy lungs that are to be clear: to have hardly a place that is involved.
 HEALTHY = 0.9
 
 

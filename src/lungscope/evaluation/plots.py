@@ -119,7 +119,7 @@ def curves(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str
     span = (high - low) or 1
 
     def x(value: float) -> float:
-        return LEFT + (value - low) / span * (canvas.width - LEFT - RIGHT)
+        return LEFT + (value - low) / span * (canvas.width - LEFT - canvas.right)
 
     for tick in sorted({round(low + span * n / 5) for n in range(6)}):
         canvas.text(x(tick), canvas.height - BOTTOM + 20, f"{tick:g}", anchor="middle", kind="dim")

@@ -350,7 +350,8 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
     `folder` holds index.csv (image, patient), images/, lungs/ and a folder of masks for each finding. coverage: share
     of the drawn disease inside the predicted lungs. precision: share of the predicted lungs inside the drawn ones.
     saliency, opacity: the share of positive evidence for the predicted class, and of opacity, in the predicted lungs
-    that lies on drawn disease, beside the disease's share of these lungs.
+    that lies on drawn disease ("on_disease"), and by how much that is more than the disease's share of these lungs,
+    film by film ("above_chance").
     Intervals are over patients.
     """
     rows = _table(folder / "index.csv", {"image", "patient"})
@@ -381,6 +382,7 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
             mass = float(found.sum(dtype=np.float64))
             on = float(found[disease].sum(dtype=np.float64))
             row[f"{name}_on_disease"] = on / mass if mass else float("nan")
+            row[f"{name}_above_chance"] = row[f"{name}_on_disease"] - row["disease_share"]
         return row
 
     results = analyze_each(analyzer, [folder / "images" / row["image"] for row in rows], keep, progress)
@@ -394,13 +396,8 @@ def score_lesions(analyzer: Analyzer, folder: Path, progress: Progress | None = 
         for row, result in zip(rows, results, strict=True)
     ]
     patients = [row["patient"] or row["image"] for row in rows]
-    names = [
-        name
-        for name in ("coverage", "precision", "dice", "disease_share", "saliency_on_disease", "opacity_on_disease")
-        if any(name in film for film in films)
-    ]
     scores: dict[str, Any] = {}
-    for name in names:
+    for name in dict.fromkeys(name for film in films for name in film if name not in ("id", "failure")):
         values = np.array([film.get(name, np.nan) for film in films], np.float64)
         known = values[~np.isnan(values)]
         scores[name] = {
@@ -428,7 +425,7 @@ def score_severity(
     named in "seen", as are those that the bundle's grades were fitted on ("fitted" many), and left out of "global" and
     "zones"; "with_seen" has both for all films. Without `known` the first is not checked: "checked" is false, and where
     nothing was fitted either, "seen" and "scored" are None, and "with_seen" stands alone. "new_patients" has both for
-    those of the films left that are of no patient of whom one was fitted on, where there are others.
+    those of the films left whose patient is known and had none fitted on, where there are others.
 
     `folder` holds brixia.csv (image, patient, S-A … S-F, S-Global, J-…) and images/. Where our score is an extent,
     Brixia's is a kind of opacity, so agreement in rank is what can be asked for; the two radiologists' own agreement
@@ -455,7 +452,7 @@ def score_severity(
     scored = [(row, result) for row, result, *_ in done]
     unseen = [] if alike is None else [scored[n] for n in np.flatnonzero(~alike)]
     taught_by = {patient_of(row) for (row, _), of_fit in zip(scored, taught, strict=True) if of_fit}
-    new = [(row, result) for row, result in unseen if patient_of(row) not in taught_by]
+    new = [(row, result) for row, result in unseen if is_known(row) and patient_of(row) not in taught_by]
     return {
         "films": len(rows),
         "failed": [
@@ -491,9 +488,14 @@ def brixia(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def is_known(row: dict[str, str]) -> bool:
+    """Whether a row of `brixia` says whose film it is, and not the film's own name."""
+    return bool(row["patient"]) and Path(row["patient"]).stem != Path(row["image"]).stem
+
+
 def patient_of(row: dict[str, str]) -> str:
-    """Whose film a row of `brixia` is; one without a patient stands for itself."""
-    return row["patient"] or row["image"]
+    """Whose film a row of `brixia` is; one of whom that is not known stands for itself."""
+    return row["patient"] if is_known(row) else row["image"]
 
 
 def scores_of(row: dict[str, str]) -> dict[str, tuple[float, ...]]:
