@@ -56,9 +56,11 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str | Path) -> Iterator[Server]:
-    """Run `lungscope serve` on a free port until the block ends."""
-    command = [sys.executable, "-m", "lungscope.cli.main", "serve", "--port", "0", "--json", *map(str, arguments)]
+def serving(
+    *arguments: str | Path, program: tuple[str, ...] = ("-m", "lungscope.cli.main", "serve")
+) -> Iterator[Server]:
+    """Run `lungscope serve` on a free port until the block ends. program: what Python is to run for it."""
+    command = [sys.executable, *program, "--port", "0", "--json", *map(str, arguments)]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -212,6 +212,32 @@ def test_nothing_is_left_when_it_is_stopped(
     assert list(tmp_path.glob("lungscope-serve-*")) == []
 
 
+ENDLESS = """
+import os, signal, time
+from lungscope.cli.serve import app
+from lungscope.pipeline import Analyzer
+from lungscope.web import jobs
+
+def endless(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+Analyzer.analyze, jobs.PATIENCE = endless, 0.2
+app()
+"""
+
+
+def test_a_film_without_end_does_not_keep_it_from_ending(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, film: bytes
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serving("--model", tiny, program=("-c", ENDLESS)) as server:
+        httpx.post(f"{server.url}v1/analyses", files={"file": ("a.png", film)})
+        assert server.process.wait(timeout=20) == 0
+        assert server.process.stderr is not None and "1 films were given up" in server.process.stderr.read()
+    assert list(tmp_path.glob("lungscope-serve-*")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,7 @@ from lungscope.hardware import is_loopback
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER
 from lungscope.web.app import create_app
+from lungscope.web.jobs import THREADS
 from lungscope.web.limits import Limits
 
 #: Seconds that open requests have to end when the server is stopped.
@@ -111,6 +114,8 @@ def serve(
         else:
             _greet(url, host)
         server.run(sockets=[listener])
+    if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
+        os._exit(0)  # their films were given up, and the interpreter would wait for them
 
 
 def _give_memory_back() -> None:

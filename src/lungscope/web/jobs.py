@@ -32,6 +32,10 @@ FINISHED = ("done", "failed", "deleted")
 KEEP_ALIVE = 15.0
 #: How often results that nobody asked for any longer are looked for, in seconds.
 SWEEP = 15.0
+#: Seconds that a closing server waits for the next film that is worked on, so that one without end does not hold it.
+PATIENCE = 20.0
+#: What the names of the threads that analyse films begin with.
+THREADS = "lungscope-analyze"
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
@@ -134,7 +138,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._taken = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="analyze")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=THREADS)
         self._folder = tempfile.TemporaryDirectory(prefix="lungscope-serve-", ignore_cleanup_errors=True)
         metrics.watch("lungscope_films_waiting", "Films that arrive, wait or are analysed.", lambda: self._taken)
         metrics.watch("lungscope_results_kept", "Results that can be asked for.", lambda: len(self._jobs))
@@ -201,13 +205,20 @@ class Jobs:
                 self._forget(job)
 
     async def close(self) -> None:
-        """Forget films that wait, finish those that are worked on, write what is to stay, and remove every file."""
+        """Forget films that wait, finish those that are worked on, write what is to stay, and remove every file.
+
+        Where none of them is finished for `PATIENCE` seconds the rest is given up, and threads are left at work.
+        """
         for job in [job for job in self._jobs.values() if not job.finished]:
             self._forget(job)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            ended, _ = await asyncio.wait(self._tasks, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if not ended:
+                _log.warning("%d films were given up: none was finished in %g seconds", len(self._tasks), PATIENCE)
+                break
         for job in list(self._jobs.values()):
             self._forget(job)
-        self._pool.shutdown()
+        self._pool.shutdown(wait=not self._tasks, cancel_futures=True)
         self._folder.cleanup()
 
     async def _run(self, job: Job, upload: Upload) -> None:
