@@ -53,6 +53,7 @@ def test_only_what_was_asked_for_is_there_even_after_an_earlier_run(
     report: Report, tmp_path: Path, formats: list[str], files: set[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("not lungscope's")
+    (tmp_path / ".report.json.123.part").touch()  # as a process that was killed leaves it
     write(report, tmp_path, DEFAULT_FORMATS)
     write(report, tmp_path, formats)
     assert {path.name for path in tmp_path.iterdir()} == files | {"mine.txt"}

@@ -21,8 +21,8 @@ from lungscope.report import DISCLAIMER, Report
 from lungscope.stages.classification import Conformal
 from lungscope.stages.quality import Warning_
 from lungscope.stages.severity import contradicts
-from lungscope.writers.html import HEAT_SIDE, page
-from lungscope.writers.overlay import EVIDENCE_SCALE, LONG_SIDE, heat_colour
+from lungscope.writers.html import _FIGURE, HEAT_SIDE, page
+from lungscope.writers.overlay import EVIDENCE_SCALE, LONG_SIDE, Scale, heat_colour
 from markup import EVIL, Tags
 
 
@@ -105,7 +105,7 @@ def test_a_large_film_is_shrunk_and_its_page_stays_small(analyzer: Analyzer) -> 
     assert len(page(report)) < 600_000
 
 
-def test_the_outlines_are_those_of_the_lungs(report: Report) -> None:
+def test_outlines_and_peak_are_where_the_report_has_them(report: Report) -> None:
     text, factor = page(report), LONG_SIDE / max(report.film.shape)
     for side, lung in (("right", report.lungs.right), ("left", report.lungs.left)):
         (path,) = re.findall(rf'<path class="outline {side}" d="M([^"]+)Z"', text)
@@ -113,6 +113,18 @@ def test_the_outlines_are_those_of_the_lungs(report: Report) -> None:
         rows, columns = np.nonzero(lung)
         want = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]]) * factor
         np.testing.assert_allclose([points.min(axis=0), points.max(axis=0)], want, atol=2 * factor)
+    assert report.saliency is not None and report.saliency.peak is not None
+    x, y = Scale.of(report.film.shape).at(*report.saliency.peak)
+    assert f"M{x - 13} {y}a13 13" in text
+
+
+@pytest.mark.parametrize(("orientation", "sides"), [("L\\F", ["right", "left"]), ("R\\F", ["left", "right"])])
+def test_each_lung_is_on_its_side_of_the_figure(analyzer: Analyzer, orientation: str, sides: list[str]) -> None:
+    text = page(analyzer.analyze(radiograph(draw(), PatientOrientation=orientation)))
+    assert re.findall(r"patient's (\w+)</text>", text) == sides
+    zones = re.findall(r'<path class="s\d" d="M([\d.-]+)', text)
+    assert [sides[float(x) > _FIGURE / 2] for x in zones] == ["right"] * 3 + ["left"] * 3
+    assert re.findall(r'class="letter (\w+)"[^>]*>(\w)<', text) == [("right", "R"), ("left", "L")]
 
 
 def test_the_page_says_the_important_things_in_order(report: Report) -> None:

@@ -32,7 +32,7 @@ def done(name: str, covid: float = 0.1, **more: Any) -> dict[str, Any]:
         "zones": dict.fromkeys("ABCDEF", 0)
         if label == "Normal"
         else dict(zip("ABCDEF", (0, 0, 0, 0, 0, 3), strict=True)),
-        "extent_percent": {"right": 0.0, "left": 0.0},
+        "extent_percent": {"right": 10.0, "left": 20.0},
         "lungs_area_px": {"right": 100, "left": 90},
         "warnings": [],
         "ms": 12.0,
@@ -74,6 +74,7 @@ def test_every_row_is_there_with_what_is_sorted_and_filtered_by(tmp_path: Path) 
         0.9,
     )
     assert (first["severity"], first["zones"], first["contradictory"]) == (0, [0] * 6, False)
+    assert (first["right"], first["left"]) == (10, 20)
     assert (second["abstained"], second["set"], second["warnings"]) == (True, list(LABELS), ["small"])
     assert (second["probability"], second["severity"], second["zones"]) == (0.6, 3, [0, 0, 0, 0, 0, 3])
     assert (third["code"], third["message"], third["href"], third["label"]) == ("unreadable", "no image", None, None)

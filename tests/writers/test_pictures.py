@@ -11,7 +11,20 @@ import pytest
 from films import draw, radiograph
 from lungscope.pipeline import Analyzer
 from lungscope.report import Report
-from lungscope.writers.overlay import EVIDENCE_SCALE, LONG_SIDE, PANEL, heat_colour, png, render
+from lungscope.writers.overlay import (
+    EVIDENCE_SCALE,
+    LEFT,
+    LONG_SIDE,
+    PANEL,
+    RIGHT,
+    Scale,
+    heat_colour,
+    png,
+    render,
+    side_letters,
+    zone_letters,
+    zone_lines,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +66,29 @@ def test_evidence_colours_the_lungs_and_more_evidence_more(report: Report) -> No
 
     assert tint(0) < tint(1) < tint(5)
     assert tint(EVIDENCE_SCALE) == pytest.approx(tint(2 * EVIDENCE_SCALE), rel=1e-3)
+
+
+@pytest.mark.parametrize("orientation", ["L\\F", "R\\F"])
+def test_letters_lines_and_outlines_are_at_their_own_lungs(analyzer: Analyzer, orientation: str) -> None:
+    report = analyzer.analyze(radiograph(draw(), PatientOrientation=orientation))
+    scale = Scale.of(report.film.shape)
+    middle = scale.width / 2
+    on_left = {RIGHT: not report.film.mirrored, LEFT: report.film.mirrored}
+    letters = {letter: (colour, {x < middle}) for letter, colour, x, _ in side_letters(report, scale)}
+    for letter, _, colour, before, x, _ in zone_letters(report, scale):
+        letters[letter] = (colour, {before, x < middle})
+    own = {RIGHT: "RABC", LEFT: "LDEF"}
+    assert letters == {letter: (colour, {on_left[colour]}) for colour in own for letter in own[colour]}
+    lines = [(colour, {start < middle, stop < middle}) for colour, start, stop, _ in zone_lines(report, scale)]
+    assert lines == [(colour, {on_left[colour]}) for colour in (RIGHT, RIGHT, LEFT, LEFT)]
+    picture = render(report)[:, :-PANEL]
+    for colour in own:
+        assert {*(np.nonzero((picture == colour).all(axis=-1))[1] < middle)} == {on_left[colour]}
+
+
+def test_the_peak_is_marked_where_it_is(report: Report) -> None:
+    saliency = report.saliency
+    assert saliency is not None and saliency.peak is not None
+    without = replace(report, saliency=replace(saliency, peak=None))
+    rows, columns = np.nonzero((render(report) != render(without))[:, :-PANEL].any(axis=-1))
+    assert (columns.mean(), rows.mean()) == pytest.approx(Scale.of(report.film.shape).at(*saliency.peak), abs=1)

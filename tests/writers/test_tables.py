@@ -90,8 +90,9 @@ def test_what_the_columns_say(analyzer: Analyzer, tmp_path: Path) -> None:
         assert values["probability"] == report["classification"]["probability"]
         assert values["probability_viral_pneumonia"] == report["classification"]["probabilities"]["Viral Pneumonia"]
         assert values["conformal_set_size"] == len(report["classification"]["conformal_set"])
-        assert values["extent_left_percent"] == report["severity"]["extent_percent"]["left"]
-        assert values["lung_left_area_px"] == report["lungs"]["left"]["area_px"]
+        for side in ("right", "left"):
+            assert values[f"extent_{side}_percent"] == report["severity"]["extent_percent"][side]
+            assert values[f"lung_{side}_area_px"] == report["lungs"][side]["area_px"]
         for letter, zone in report["severity"]["zones"].items():
             assert values[f"zone_{letter.lower()}"] == (zone and zone["score"])
             assert values[f"grade_{letter.lower()}"] is None, "this bundle has none"
