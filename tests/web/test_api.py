@@ -31,7 +31,8 @@ from lungscope.stages.severity import definition
 from lungscope.web import jobs
 from lungscope.web.app import create_app, plain_name
 from lungscope.web.limits import HEADERS, Limits
-from lungscope.web.parts import FILM_SIDE, PARTS
+from lungscope.web.parts import FILM_SIDE, PARTS, Result
+from lungscope.writers import dicom
 from lungscope.writers.overlay import EVIDENCE_SCALE
 
 FILM = "/v1/analyses"
@@ -397,11 +398,13 @@ def test_results_go_with_time_and_for_newer_ones(
     ("name", "stem"), [("a.b.png", "a.b"), ("胸部正面" * 25 + ".png", "胸部正面" * 16 + "胸部")], ids=["short", "long"]
 )
 def test_keep_writes_every_part_and_nothing_else_stays(
-    analyzer: Analyzer, film: bytes, tmp_path: Path, name: str, stem: str
+    analyzer: Analyzer, film: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stem: str
 ) -> None:
-    kept = tmp_path / "kept"
+    kept, objects, calls = tmp_path / "kept", dicom.objects, []
+    monkeypatch.setattr(dicom, "objects", lambda *args, **options: calls.append(1) or objects(*args, **options))
     with TestClient(create_app(analyzer, keep=kept), base_url="http://localhost") as client:
         key = send(client, film, name).json()["id"]
+    assert len(calls) == 1, "five DICOM parts are made at once"
     (folder,) = kept.iterdir()
     assert folder.name == f"{stem}-{key[:8]}"
     assert {path.name for path in folder.iterdir()} == set(PARTS)
@@ -411,7 +414,7 @@ def test_keep_writes_every_part_and_nothing_else_stays(
 def test_keep_goes_on_after_a_part_that_fails(
     analyzer: Analyzer, film: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(job: jobs.Job, report: Report) -> bytes:
+    def broken(result: Result) -> bytes:
         raise TypeError("two values where one is allowed")
 
     monkeypatch.setitem(PARTS, "film.png", replace(PARTS["film.png"], make=broken))
@@ -454,8 +457,8 @@ def test_what_is_deleted_before_it_is_written_is_not_kept(
     name = list(PARTS)[0 if moment == "first part" else -1]
     make, analyze = PARTS[name].make, analyzer.analyze
 
-    def slow_part(job: jobs.Job, report: Report) -> bytes:
-        data = make(job, report)
+    def slow_part(result: Result) -> bytes:
+        data = make(result)
         stop()
         return data
 
@@ -487,9 +490,9 @@ def test_what_goes_with_time_while_it_is_written_is_kept(
     name, gone = next(iter(PARTS)), threading.Event()
     make = PARTS[name].make
 
-    def slow_part(job: jobs.Job, report: Report) -> bytes:
+    def slow_part(result: Result) -> bytes:
         assert gone.wait(20)
-        return make(job, report)
+        return make(result)
 
     monkeypatch.setitem(PARTS, name, replace(PARTS[name], make=slow_part))
     kept, limits = tmp_path / "kept", Limits(kept_seconds=0.05)
@@ -518,7 +521,7 @@ def test_answers_that_nobody_reads_hold_no_memory(
     analyzer: Analyzer, film: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size, clients = 2**24, 4
-    long = replace(PARTS["saliency.npy"], make=lambda job, report: bytes(size))
+    long = replace(PARTS["saliency.npy"], make=lambda result: bytes(size))
     monkeypatch.setitem(PARTS, "saliency.npy", long)
     limits = Limits(unread_bytes=clients * size)
     with TestClient(create_app(analyzer, limits=limits), base_url="http://localhost") as client:

@@ -40,12 +40,12 @@ from lungscope.errors import (
     TooLargeError,
 )
 from lungscope.pipeline import Analyzer
-from lungscope.report import DISCLAIMER, Report
+from lungscope.report import DISCLAIMER
 from lungscope.web.answers import BLOCK, ErrorBody, Outbox, Problem, answer, body
 from lungscope.web.jobs import FINISHED, Job, Jobs, Upload
 from lungscope.web.limits import Gate, Limits
 from lungscope.web.metrics import Metrics
-from lungscope.web.parts import PARTS, Part, write_all
+from lungscope.web.parts import PARTS, Part, Result, write_all
 
 STATIC = Path(__file__).parent / "static"
 #: What an uploaded file may say that it is. What it is, its content decides.
@@ -314,7 +314,7 @@ async def part(
         raise NotReadyError(f"{job.name} is still {job.status}. Follow its events, then ask again.")
     if service.makers.statistics().tasks_waiting >= MAKERS_QUEUE:
         raise BusyError(f"{MAKERS_QUEUE} parts are being made. Wait, then ask again.", retry_after=2)
-    data = await anyio.to_thread.run_sync(_made, made, job, report, limiter=service.makers)
+    data = await anyio.to_thread.run_sync(_made, made, Result(job, report), limiter=service.makers)
     name = quote(f"{PurePosixPath(job.name).stem}-{part}", safe="")
     kind = "attachment" if made.save else "inline"
     headers = {"Content-Disposition": f"{kind}; filename*=utf-8''{name}"}
@@ -404,9 +404,9 @@ def plain_name(name: str) -> str:
     return "".join(letter for letter in base if letter.isprintable()).strip(". ")[-120:] or "film"
 
 
-def _made(part: Part, job: Job, report: Report) -> bytes | BinaryIO:
+def _made(part: Part, result: Result) -> bytes | BinaryIO:
     """A part; a long one in a file without a name, so that it takes no memory while its client reads it or does not."""
-    data = part.make(job, report)
+    data = part.make(result)
     if len(data) <= BLOCK:
         return data
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from lungscope.errors import NotFoundError
 from lungscope.report import Report
@@ -44,13 +46,32 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Result:
+    """A finished job, for as long as parts are made of it."""
+
+    job: Job
+    report: Report
+
+    @cached_property
+    def objects(self) -> dict[str, Dataset]:
+        """Its DICOM objects, which refer to each other: all are made where one is asked for."""
+        film = None
+        if self.report.source.format == "DICOM":
+            try:
+                film = self.job.upload.read_bytes()
+            except FileNotFoundError:
+                raise NotFoundError(f"{self.job.name} was removed.") from None
+        return dicom.objects(self.report, new_study=film is None, film=film)
+
+
+@dataclass(frozen=True)
 class Part:
-    """media: its media type. about: what it holds. make: makes it of a finished job. save: whether it is offered as a
-    file to save, and never shown inside lungscope's own origin."""
+    """media: its media type. about: what it holds. make: makes it of a result. save: whether it is offered as a file to
+    save, and never shown inside lungscope's own origin."""
 
     media: str
     about: str
-    make: Callable[[Job, Report], bytes]
+    make: Callable[[Result], bytes]
     save: bool = False
 
 
@@ -127,34 +148,27 @@ def _png(picture: NDArray[Any]) -> bytes:
     return bytes(data)
 
 
-def _saliency(job: Job, report: Report) -> Saliency:
-    if report.saliency is None:
-        raise NotFoundError(f"{job.name} has no evidence map: this bundle only finds lungs.")
-    return report.saliency
+def _saliency(result: Result) -> Saliency:
+    if result.report.saliency is None:
+        raise NotFoundError(f"{result.job.name} has no evidence map: this bundle only finds lungs.")
+    return result.report.saliency
 
 
-def _npy(job: Job, report: Report) -> bytes:
+def _npy(result: Result) -> bytes:
     file = BytesIO()
-    np.save(file, _saliency(job, report).map, allow_pickle=False)
+    np.save(file, _saliency(result).map, allow_pickle=False)
     return file.getvalue()
 
 
-def _html(job: Job, report: Report) -> bytes:
-    return page(report).encode("utf-8", "replace")
+def _html(result: Result) -> bytes:
+    return page(result.report).encode("utf-8", "replace")
 
 
-def _dicom(kind: str) -> Callable[[Job, Report], bytes]:
-    def make(job: Job, report: Report) -> bytes:
-        film = None
-        if report.source.format == "DICOM":
-            try:
-                film = job.upload.read_bytes()
-            except FileNotFoundError:
-                raise NotFoundError(f"{job.name} was removed.") from None
-        made = dicom.objects(report, new_study=film is None, film=film)
-        if kind not in made:
-            raise NotFoundError(f"{job.name} has no DICOM object {kind!r}: {ABSENT[kind]}")
-        return dicom.encode(made[kind])
+def _dicom(kind: str) -> Callable[[Result], bytes]:
+    def make(result: Result) -> bytes:
+        if kind not in result.objects:
+            raise NotFoundError(f"{result.job.name} has no DICOM object {kind!r}: {ABSENT[kind]}")
+        return dicom.encode(result.objects[kind])
 
     return make
 
@@ -168,11 +182,12 @@ def write_all(job: Job, report: Report, root: Path) -> Path:
     stem = folder_names([Path(job.name)])[0].encode()[:STEM_BYTES].decode(errors="ignore")
     folder = root / f"{stem}-{job.key[:8]}"
     folder.mkdir(parents=True)
+    result = Result(job, report)
     for name, part in PARTS.items():
         if job.unwanted:
             break
         try:
-            data = part.make(job, report)
+            data = part.make(result)
             with whole_file(folder / name) as file:
                 file.write(data)
         except NotFoundError as error:
@@ -188,27 +203,27 @@ PARTS: dict[str, Part] = {
     "report.json": Part(
         "application/json",
         "Every number: the content of `Report.to_json`.",
-        lambda job, report: dumps(report.to_json()).encode("ascii"),
+        lambda result: dumps(result.report.to_json()).encode("ascii"),
     ),
     "film.png": Part(
         "image/png",
         f"The film, 8 bits, its own grid or a longer side of {FILM_SIDE}.",
-        lambda job, report: film_png(report),
+        lambda result: film_png(result.report),
     ),
     "lungs.png": Part(
         "image/png",
         "The lungs, 0 or 255, the film's grid.",
-        lambda job, report: encode_mask(report.lungs.mask),
+        lambda result: encode_mask(result.report.lungs.mask),
     ),
     "overlay.png": Part(
         "image/png",
         "The film with lungs, evidence and zones drawn in, and their scale.",
-        lambda job, report: png(render(report)),
+        lambda result: png(render(result.report)),
     ),
     "saliency.png": Part(
         "image/png",
         "The evidence as a heat map, clear where there is none, to lay over the film.",
-        lambda job, report: saliency_png(_saliency(job, report)),
+        lambda result: saliency_png(_saliency(result)),
     ),
     "saliency.npy": Part(
         "application/octet-stream",
@@ -219,7 +234,7 @@ PARTS: dict[str, Part] = {
     "layers.json": Part(
         "application/json",
         "Outlines of lungs and zones in the film's pixels, to draw over it.",
-        lambda job, report: dumps(layers(report), indent=None).encode("ascii"),
+        lambda result: dumps(layers(result.report), indent=None).encode("ascii"),
     ),
     "report.html": Part("text/html; charset=utf-8", "The report as one self-contained page.", _html, save=True),
     "film.dcm": Part(_DICOM, "A film that came as a picture, as DICOM Secondary Capture.", _dicom("film"), save=True),
