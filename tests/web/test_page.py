@@ -255,6 +255,55 @@ def test_two_films_side_by_side_move_together(open_page: Open, film: bytes) -> N
     expect(page.locator("#panel .film-name")).to_have_text("one.png")
 
 
+def test_a_film_is_chosen_by_itself_whatever_was_removed(open_page: Open, film: bytes) -> None:
+    page = open_page()
+    choose(page, ("one.png", film))
+    wait_for(page, "one.png")
+    choose(page, *((f"{name}.png", film) for name in ("two", "three", "four")))
+    expect(page.locator("#list li.done")).to_have_count(4, timeout=30_000)
+    page.click("#compare")
+    other = page.get_by_label("Film 2", exact=True)
+    other.select_option(label="two.png")
+    page.get_by_label("Remove three.png").click()
+    assert other.locator("option:enabled").all_inner_texts() == ["one.png", "two.png", "four.png"]
+    other.select_option(label="four.png")
+    expect(page.locator("#panel .film-name")).to_have_text("four.png")
+
+
+def test_the_other_panes_list_of_films_stays_when_it_is_opened(open_page: Open, film: bytes) -> None:
+    page = open_page()
+    choose(page, ("one.png", film), ("two.png", film))
+    expect(page.locator("#list li.done")).to_have_count(2, timeout=30_000)
+    page.click("#compare")
+    page.locator("canvas").nth(0).focus()
+    other = page.get_by_label("Film 2", exact=True)
+    before = other.element_handle()
+    other.focus()
+    expect(page.locator(".pane").nth(1)).to_have_class(re.compile("active"))
+    expect(other).to_be_focused()
+    assert before.evaluate("(element) => element.isConnected")
+
+
+def test_films_that_end_disturb_nobody(open_page: Open, film: bytes) -> None:
+    page = open_page()
+    choose(page, ("one.png", film))
+    wait_for(page, "one.png")
+    choose(page, ("two.png", film))
+    expect(page.locator("#list li.done")).to_have_count(2, timeout=30_000)
+    page.locator("#panel summary").first.click()
+    page.locator("#panel .downloads a").first.focus()
+    choose(page, ("three.png", film))
+    expect(page.locator("#list li.done")).to_have_count(3, timeout=30_000)
+    expect(page.locator("#panel details").first).to_have_attribute("open", "")
+    expect(page.locator("#panel .downloads a").first).to_be_focused()
+    page.locator("#list .pick").nth(1).hover()
+    page.mouse.down()
+    choose(page, ("four.png", film))
+    expect(page.locator("#list li.done")).to_have_count(4, timeout=30_000)
+    page.mouse.up()
+    expect(page.locator("#panel .film-name")).to_have_text("two.png")
+
+
 def test_a_mirrored_film_has_its_sides_where_its_header_says(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     films = {

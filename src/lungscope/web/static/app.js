@@ -59,8 +59,10 @@ async function ask(address, options) {
 
 function add(name, send) {
   const film = { name, send, state: "waiting", stage: "queued", key: null, report: null, problem: null, blobs: null };
+  film.row = makeRow(film);
   films.push(film);
-  renderList();
+  $("list").append(film.row);
+  renderRow(film);
   pump();
   return film;
 }
@@ -92,7 +94,7 @@ function pump() {
 
 async function run(film) {
   film.state = "running";
-  renderList();
+  renderRow(film);
   try {
     const sent = await (await patiently(film.send)).json();
     film.key = sent.id;
@@ -108,7 +110,7 @@ async function run(film) {
     say(`${film.name} failed: ${film.problem.message}`);
   }
   if (film.removed) return;
-  renderList();
+  renderRow(film);
   const replaces = film.state === "done" && viewers[active].film?.state === "failed";
   const free = viewers.find((viewer) => !viewer.film) ?? (replaces ? viewers[active] : null);
   if (free) await show(film, viewers.indexOf(free));
@@ -136,7 +138,7 @@ function follow(film) {
     };
     source.addEventListener("progress", (event) => {
       film.stage = JSON.parse(event.data).stage ?? "queued";
-      renderList();
+      renderRow(film);
     });
     source.addEventListener("done", () => end(resolve));
     source.addEventListener("deleted", () =>
@@ -182,14 +184,15 @@ async function remove(film) {
   forget(film);
   const at = films.indexOf(film);
   films.splice(at, 1);
-  renderList();
+  film.row.remove();
+  renderPanes();
   for (const viewer of viewers.filter((viewer) => viewer.film === film)) {
     await show(
       films.find((other) => other.state === "done" && !viewers.some((one) => one.film === other)) ?? null,
       viewers.indexOf(viewer),
     );
   }
-  ($("list").querySelectorAll(".pick")[Math.min(at, films.length - 1)] ?? $("files")).focus();
+  (films[Math.min(at, films.length - 1)]?.row.querySelector("button:enabled") ?? $("files")).focus();
 }
 
 function summary(report) {
@@ -203,53 +206,42 @@ function summary(report) {
   return score === null || score === undefined ? words : `${words}, severity ${score} of 18`;
 }
 
-function renderList() {
-  const focused = document.activeElement?.id;
-  $("list").replaceChildren(
-    ...films.map((film, number) => {
-      const shown = viewers.some((viewer) => viewer.film === film);
-      const state =
-        film.state === "done"
-          ? summary(film.report)
-          : film.state === "failed"
-            ? film.problem.message
-            : film.state === "waiting"
-              ? "waiting"
-              : `${STAGES[film.stage] ?? film.stage} …`;
-      const busy = film.state === "running" || film.state === "waiting";
-      return make(
-        "li",
-        { className: [film.state, busy ? "busy" : "", shown ? "shown" : ""].join(" ") },
-        make(
-          "button",
-          {
-            type: "button",
-            className: "pick",
-            id: `pick-${number}`,
-            disabled: busy,
-            "aria-pressed": String(shown),
-            onclick: () => show(film, active),
-          },
-          make("span", { className: "name" }, film.name),
-          make("span", { className: "state" }, state),
-        ),
-        make(
-          "button",
-          {
-            type: "button",
-            className: "drop-film",
-            id: `remove-${number}`,
-            title: "Remove",
-            "aria-label": `Remove ${film.name}`,
-            onclick: () => remove(film),
-          },
-          "✕",
-        ),
-      );
-    }),
+/** A film's line in the list: the same elements for as long as it is there, so that clicks and focus outlast a change. */
+function makeRow(film) {
+  return make(
+    "li",
+    {},
+    make(
+      "button",
+      { type: "button", className: "pick", onclick: () => show(film, active) },
+      make("span", { className: "name" }),
+      make("span", { className: "state" }),
+    ),
+    make("button", { type: "button", className: "drop-film", title: "Remove", onclick: () => remove(film) }, "✕"),
   );
-  if (focused) $(focused)?.focus();
 }
+
+function renderRow(film) {
+  const [pick, drop] = film.row.children;
+  const [name, state] = pick.children;
+  const shown = viewers.some((viewer) => viewer.film === film);
+  const busy = film.state === "running" || film.state === "waiting";
+  film.row.className = [film.state, busy ? "busy" : "", shown ? "shown" : ""].join(" ");
+  pick.disabled = busy;
+  pick.setAttribute("aria-pressed", String(shown));
+  drop.setAttribute("aria-label", `Remove ${film.name}`);
+  name.textContent = film.name;
+  state.textContent =
+    film.state === "done"
+      ? summary(film.report)
+      : film.state === "failed"
+        ? film.problem.message
+        : film.state === "waiting"
+          ? "waiting"
+          : `${STAGES[film.stage] ?? film.stage} …`;
+}
+
+const renderList = () => films.forEach(renderRow);
 
 // Viewers -------------------------------------------------------------------------------------------------------------
 
@@ -267,7 +259,14 @@ function addPane() {
     "aria-roledescription": "film viewer",
     "aria-label": "No film",
   });
-  const caption = make("figcaption");
+  const name = make("strong");
+  const choice = make(
+    "select",
+    { "aria-label": `Film ${number + 1}`, onchange: () => show(choice.selectedOptions[0].film, number) },
+    make("option", { disabled: true }, "Choose a film"),
+  );
+  const words = make("span");
+  const caption = make("figcaption", {}, name, choice, words);
   const empty = make("p", { className: "empty" }, HINT);
   const pane = make(
     "figure",
@@ -283,7 +282,7 @@ function addPane() {
     if (linked) for (const other of viewers) if (other !== changed && other.picture) other.look(changed.view);
     renderTools();
   });
-  Object.assign(viewer, { pane, caption, empty, film: null });
+  Object.assign(viewer, { pane, caption, name, choice, words, empty, film: null });
   canvas.addEventListener("keydown", (event) => onKey(event, viewer));
   viewers.push(viewer);
   $("panes").append(pane);
@@ -292,7 +291,7 @@ function addPane() {
 function activate(number) {
   if (active === number) return;
   active = number;
-  renderPanes();
+  renderActive();
 }
 
 async function show(film, number) {
@@ -316,33 +315,37 @@ function renderPanes() {
   $("panes").classList.toggle("compared", compared);
   $("compare").setAttribute("aria-pressed", String(compared));
   $("link").hidden = !compared;
-  viewers.forEach((viewer, number) => {
-    const { film, pane, caption, canvas, empty } = viewer;
+  for (const viewer of viewers) {
+    const { film, pane, caption, name, choice, words, canvas, empty } = viewer;
     const done = film?.state === "done";
-    pane.classList.toggle("active", number === active);
     empty.hidden = film !== null && film.state !== "failed";
     empty.textContent = film ? `${film.name} can not be analysed.` : HINT;
     for (const side of pane.querySelectorAll(".side")) side.hidden = !done;
     pane.classList.toggle("mirrored", done && film.report.run.warnings.some(({ code }) => code === "mirrored"));
     canvas.setAttribute("aria-label", !film ? "No film" : !done ? `${film.name}: not shown` : describe(film));
-    const words = done ? summary(film.report) : "";
-    if (!compared) {
-      caption.hidden = !film;
-      caption.replaceChildren(make("strong", {}, film?.name ?? ""), make("span", {}, words));
-      return;
-    }
-    caption.hidden = false;
-    const options = films.map((one, at) =>
-      make("option", { value: String(at), selected: one === film, disabled: one.state !== "done" }, one.name),
-    );
-    const choice = make(
-      "select",
-      { "aria-label": `Film ${number + 1}`, onchange: (event) => show(films[Number(event.target.value)], number) },
-      make("option", { value: "", selected: !film, disabled: true }, "Choose a film"),
-      options,
-    );
-    caption.replaceChildren(choice, make("span", {}, words));
+    caption.hidden = !compared && !film;
+    name.hidden = compared;
+    name.textContent = film?.name ?? "";
+    choice.hidden = !compared;
+    if (compared) renderChoice(viewer);
+    words.textContent = done ? summary(film.report) : "";
+  }
+  renderActive();
+}
+
+/** What does not change in a list that is open stays as it is. */
+function renderChoice({ choice, film }) {
+  for (const option of [...choice.options].slice(1)) if (option.film.removed) option.remove();
+  films.forEach((one, at) => {
+    const option = choice.options[at + 1] ?? choice.appendChild(make("option", { film: one }));
+    if (option.text !== one.name) option.text = one.name;
+    option.disabled = one.state !== "done";
   });
+  choice.selectedIndex = films.indexOf(film) + 1;
+}
+
+function renderActive() {
+  viewers.forEach(({ pane }, number) => pane.classList.toggle("active", number === active));
   renderTools();
   renderPanel(viewers[active].film);
 }
@@ -436,7 +439,12 @@ function onKey(event, viewer) {
 
 // Results -------------------------------------------------------------------------------------------------------------
 
+let inPanel;
+
+/** A film ends before it is shown, so that its results are put there once, and what is opened in them stays open. */
 function renderPanel(film) {
+  if (film === inPanel) return;
+  inPanel = film;
   const panel = $("panel");
   if (!film) {
     panel.replaceChildren(
