@@ -304,6 +304,15 @@ def test_films_that_end_disturb_nobody(open_page: Open, film: bytes) -> None:
     expect(page.locator("#panel .film-name")).to_have_text("two.png")
 
 
+def test_a_grade_is_shown_on_its_scores_side_of_a_limit(open_page: Open) -> None:
+    page = open_page()
+    grades = {0.7846: "0.784", 0.79399: "0.793", 0.794: "0.794", 1.21599: "1.215", 1.216: "1.216", 1.888: "1.888"}
+    for grade, words in grades.items():
+        zone = {"grade": grade, "extent_percent": 50}
+        shown = page.evaluate("async (zone) => (await import('/static/viewer.js')).measured(zone)", zone)
+        assert shown == f"grade {words}"
+
+
 def test_a_mirrored_film_has_its_sides_where_its_header_says(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     films = {
@@ -412,6 +421,7 @@ def test_a_phone(open_page: Open, film: bytes) -> None:
     page = open_page(PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
     choose(page, ("one.png", film))
     wait_for(page, "one.png")
+    expect(page.locator("canvas")).to_have_css("touch-action", "pan-y")
     page.tap("#compare")
     page.tap("#compare")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]

@@ -1,6 +1,6 @@
 // The page: films in, results out. Everything that came out of a file is set as text, never as markup.
 
-import { Viewer } from "./viewer.js";
+import { Viewer, measured } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const AT_ONCE = 3;
@@ -563,12 +563,7 @@ function severityCard(severity) {
   const cell = (letter) => {
     const zone = severity.zones[letter];
     if (!zone) return make("td", { className: "none" }, make("b", {}, letter), "none");
-    return make(
-      "td",
-      { className: `s${zone.score}` },
-      make("b", {}, `${letter} · ${zone.score}`),
-      zone.grade === null ? percent(zone.extent_percent / 100, 0) : `grade ${zone.grade.toFixed(1)}`,
-    );
+    return make("td", { className: `s${zone.score}` }, make("b", {}, `${letter} · ${zone.score}`), measured(zone));
   };
   const rows = [
     ["Upper", "A", "D"],

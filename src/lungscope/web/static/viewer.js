@@ -3,6 +3,12 @@
 const COLOURS = { right: "#4cc9f0", left: "#8cf096" };
 const SCORES = ["#dfe5ec", "#f8d27a", "#ee8b4a", "#c43a31"];
 const MAX_ZOOM = 24;
+// The view: zoom 1 shows the whole film; (x, y) is the film's point in the middle, as shares of its sides.
+const WHOLE = { zoom: 1, x: 0.5, y: 0.5 };
+
+/** What a zone's score is made of. A grade is cut, not rounded: so it lies on its score's side of each limit. */
+export const measured = ({ grade, extent_percent: extent }) =>
+  grade === null ? `${extent.toFixed(0)} %` : `grade ${(Math.floor(1000 * grade) / 1000).toFixed(3)}`;
 
 export class Viewer {
   /** layers: shared by all viewers, { lungs, evidence, zones } as opacity 0..1. onchange: called after a gesture. */
@@ -24,10 +30,8 @@ export class Viewer {
     this.picture?.heat?.close();
     this.picture = null;
     this.grey = this.toned = null;
-    // The view: zoom 1 shows the whole film; (x, y) is the film's point in the middle, as shares of its sides.
-    this.view = { zoom: 1, x: 0.5, y: 0.5 };
     this.tone = { window: 100, level: 50, invert: false };
-    this.draw();
+    this.look(WHOLE);
   }
 
   /** picture: { film, heat } as ImageBitmaps, and the shapes of layers.json. */
@@ -71,7 +75,7 @@ export class Viewer {
   look(view) {
     const zoom = Math.min(MAX_ZOOM, Math.max(1, view.zoom));
     const inside = (value) => Math.min(1, Math.max(0, value));
-    this.view = zoom === 1 ? { zoom, x: 0.5, y: 0.5 } : { zoom, x: inside(view.x), y: inside(view.y) };
+    this.view = zoom === 1 ? WHOLE : { zoom, x: inside(view.x), y: inside(view.y) };
     this.canvas.classList.toggle("whole", zoom === 1);
     this.draw();
   }
@@ -101,7 +105,7 @@ export class Viewer {
   }
 
   whole() {
-    this.look({ zoom: 1, x: 0.5, y: 0.5 });
+    this.look(WHOLE);
     this.onchange(this);
   }
 
@@ -191,7 +195,7 @@ export class Viewer {
       this.stroke(zone.path, COLOURS[zone.side], 1.5 / scale, [6 / scale, 5 / scale]);
       context.globalAlpha = 1;
       this.write(`${zone.letter} · ${zone.score}`, zone.label, 0, 700, 16, scale);
-      this.write(zone.grade === null ? `${zone.extent_percent.toFixed(0)} %` : `grade ${zone.grade.toFixed(1)}`, zone.label, 17, 500, 13, scale);
+      this.write(measured(zone), zone.label, 17, 500, 13, scale);
     }
   }
 
