@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import select
 import signal
 import socket
 import threading
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from serving import Serve, ct_slice, encoded, png_header, serving
+from serving import Serve, Server, ct_slice, encoded, png_header, serving
 
 from films import draw
 from lungscope.cli.analyze import demo_film
@@ -210,6 +212,40 @@ def test_nothing_is_left_when_it_is_stopped(
         assert server.process.wait(timeout=20) == 0
         assert server.process.stderr is not None and server.process.stderr.read() == ""
     assert list(tmp_path.glob("lungscope-serve-*")) == []
+
+
+def limited(**limits: float) -> tuple[str, str]:
+    """The program with these numbers of its own changed."""
+    return "-c", f"from lungscope.cli import serve; vars(serve).update({limits}); serve.app()"
+
+
+def connections(server: Server, count: int) -> Iterator[socket.socket]:
+    address = urlsplit(server.url)
+    return (socket.create_connection((address.hostname, address.port), timeout=20) for _ in range(count))
+
+
+def test_connections_that_ask_for_nothing_are_closed(tiny: Path) -> None:
+    head = b"POST /v1/analyses HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with serving("--model", tiny, program=limited(IDLE=0.5)) as server:
+        silent, late, again, slow = connections(server, 4)
+        with silent, late, again, slow:
+            late.sendall(head)
+            again.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            slow.sendall(head + b"Content-Length: 9\r\n\r\n")
+            assert again.recv(12) == b"HTTP/1.1 200"
+            again.sendall(head)
+            assert silent.recv(1) == late.recv(1) == b""
+            assert again.makefile("rb").read().endswith(b"}"), "closed behind its answer"
+            time.sleep(1)
+            slow.sendall(b"--x--\r\n\r\n")
+            assert slow.recv(12) == b"HTTP/1.1 400", "an upload has its own time"
+
+
+def test_idle_connections_make_room_for_others(tiny: Path) -> None:
+    with serving("--model", tiny, program=limited(CONNECTIONS=4)) as server, ExitStack() as stack:
+        idle = [stack.enter_context(connection) for connection in connections(server, 8)]
+        assert httpx.get(f"{server.url}healthz").status_code == 200
+        assert len(select.select(idle, [], [], 0)[0]) >= 4
 
 
 ENDLESS = """

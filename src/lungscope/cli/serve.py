@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 import uvicorn
 from rich.console import Console
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lungscope.bundle import locate
 from lungscope.cli.analyze import demo_film
@@ -29,11 +31,40 @@ from lungscope.web.limits import Limits
 
 #: Seconds that open requests have to end when the server is stopped.
 GRACE = 3
+#: Seconds that a connection may be open and ask for nothing.
+IDLE = 10
+#: Connections at once, some more than requests (`Limits.requests`): of 1024 files that a process may open by default.
+CONNECTIONS = 512
 
 #: mallopt(3): blocks from this size on are mapped; setting it stops glibc from raising it.
 _M_MMAP_THRESHOLD = -3
 
 app = typer.Typer(add_completion=False)
+
+
+class Connection(H11Protocol):
+    """uvicorn's, which gives the head of a request any time to arrive, and has any number of connections."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a request has begun that is not answered; one begins when its head is whole."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(IDLE, self._look, None)
+        if len(self.connections) > CONNECTIONS:
+            idle = (one for one in self.connections if isinstance(one, Connection) and not one.asks and one is not self)
+            gone = next(idle, self)
+            gone.transport.abort()
+            self.connections.discard(gone)  # as uvicorn does when it is told, later than the next one may come
+
+    def _look(self, answered: object) -> None:
+        """Close it where nothing was asked since `answered`, the request that was the last one `IDLE` seconds ago."""
+        if not self.asks and self.cycle is answered:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.loop.call_later(IDLE, self._look, None if self.asks else self.cycle)
 
 
 @app.command()
@@ -94,6 +125,7 @@ def serve(
     application = create_app(analyzer, limits=limits, hosts=allow_host or (), workers=workers, keep=keep, demo=demo)
     config = uvicorn.Config(
         application,
+        http=Connection,
         log_level="warning",
         server_header=False,
         proxy_headers=behind_proxy,
