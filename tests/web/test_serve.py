@@ -141,6 +141,15 @@ def test_freed_arrays_go_back_to_the_system(tiny: Path) -> None:
     assert min(map(int, done.stdout.splitlines()[-1].split())) > 1000, "pages that went come back cleared"
 
 
+def test_many_results_can_be_open(tiny: Path) -> None:
+    few = "import resource as r; most = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (256, most))"
+    shown = "import uvicorn; uvicorn.Server.run = lambda *_, **__: print(r.getrlimit(r.RLIMIT_NOFILE)[0] == most)"
+    done = python(
+        f"{few}\n{shown}\nfrom lungscope.cli.serve import app\napp(['--model', {str(tiny)!r}, '--port', '0'])"
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "True", done
+
+
 def test_an_endless_upload_is_cut_off(serve: Serve, tiny: Path) -> None:
     server = serve("--model", tiny, "--max-upload", "1")
     sent = 0

@@ -10,6 +10,7 @@ import platform
 import signal
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ from lungscope.web.limits import Limits
 GRACE = 3
 #: Seconds that a connection may be open and ask for nothing.
 IDLE = 10
-#: Connections at once, some more than requests (`Limits.requests`): of 1024 files that a process may open by default.
+#: Connections at once, some more than requests (`Limits.requests`).
 CONNECTIONS = 512
 
 #: mallopt(3): blocks from this size on are mapped; setting it stops glibc from raising it.
@@ -104,6 +105,7 @@ def serve(
     """
     analyzer = Analyzer(locate(model), device=device, precision=precision)
     _give_memory_back()
+    _open_many_files()
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)
@@ -158,6 +160,15 @@ def _give_memory_back() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def _open_many_files() -> None:
+    """Open as many files as the system lets a process, where 1024 are usual: up to eight of each result stay mapped."""
+    with suppress(ImportError, ValueError, OSError):  # Windows has no such limit; macOS may call it endless
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int) -> socket.socket:
