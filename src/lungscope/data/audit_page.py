@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lungscope.data.audit import FEATURES, TELLING, Audit, ClassFacts, FilmRef, Pair, StoreFacts
 from lungscope.data.store import Store
+from lungscope.writers.atomic import write_text
 
 #: The most rows of each kind that the page shows; audit.json has all.
 MOST_PAIRS, MOST_MASKS, MOST_FILES, SAMPLES = 100, 60, 200, 6
@@ -41,9 +42,7 @@ def write_audit(audit: Audit, stores: Sequence[Store], out: Path) -> tuple[Path,
     out.mkdir(parents=True, exist_ok=True)
     texts = {"audit.json": json.dumps(audit.to_json(), indent=1) + "\n", "audit.html": page(audit, stores)}
     for name, text in texts.items():
-        part = out / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(out / name)
+        write_text(out / name, text)
     return out / "audit.json", out / "audit.html"
 
 

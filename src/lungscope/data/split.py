@@ -8,6 +8,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from lungscope.data.duplicates import CROPS, NEAR_DUPLICATE, groups, near_duplicates
 from lungscope.data.store import Store
 from lungscope.errors import DataError, look_up
+from lungscope.writers.atomic import write_text
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -54,7 +56,7 @@ class Split:
     def read(cls, path: Path) -> Split:
         """Read and check a split file. Raises DataError where it is not one or breaks the rule of groups."""
         try:
-            with path.open(newline="") as stream:
+            with path.open(newline="", encoding="utf-8") as stream:
                 reader = csv.DictReader(stream)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise DataError(f"{path}: columns {reader.fieldnames}, a split has {list(COLUMNS)}")
@@ -81,18 +83,15 @@ class Split:
     def write(self, path: Path, facts: dict[str, object]) -> None:
         """Write `path` (CSV) and beside it a JSON with `facts`, the counts and the CSV's SHA-256."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("w", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([getattr(row, name) for name in COLUMNS] for row in self.rows)
-        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        table = StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(row, name) for name in COLUMNS] for row in self.rows)
+        digest = hashlib.sha256(table.getvalue().encode()).hexdigest()
         counts = Counter((row.store, row.label or "-", row.part) for row in self.rows)
         facts = {**facts, "sha256": digest, "counts": {" / ".join(key): n for key, n in sorted(counts.items())}}
-        beside = path.with_suffix(".json.part")
-        beside.write_text(json.dumps(facts, indent=2) + "\n")
-        part.replace(path)
-        beside.replace(path.with_suffix(".json"))
+        write_text(path, table.getvalue())
+        write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
 
     def select(self, store: Store, part: str) -> list[int]:
         """Indices into `store` of the films of one part, in the store's order.

@@ -20,6 +20,7 @@ from lungscope.errors import DataError, InputError
 from lungscope.hardware import cores
 from lungscope.pipeline import Analyzer
 from lungscope.stages.classification import ViewSpec, lung_view
+from lungscope.writers.atomic import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,5 @@ def _cut(store: Store, bundle: Bundle, specs: dict[str, ViewSpec], paths: dict[s
         views, flags = paths[name]
         views.parent.mkdir(parents=True, exist_ok=True)
         for path, array in ((flags, usable), (views, arrays[name])):
-            part = path.with_name(f"{path.name}.part")
-            with part.open("wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-            part.replace(path)
+            with whole_file(path) as file:
+                np.save(file, array, allow_pickle=False)

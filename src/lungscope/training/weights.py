@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lungscope.bundle import sha256_of
@@ -23,6 +23,7 @@ from lungscope.data.store import Store
 from lungscope.errors import RecipeError, look_up, needs
 from lungscope.evaluation.provenance import same_parts
 from lungscope.training.networks import IMAGENET, SEGMENTERS, load_resized
+from lungscope.writers.atomic import whole_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,9 @@ HALF = ".f16"
 def save_weights(network: nn.Module, path: Path, facts: dict[str, Any]) -> None:
     """Write `path` (safetensors) and the JSON beside it; each appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(facts, indent=2) + "\n")
-    part.replace(path)
-    beside.replace(path.with_suffix(".json"))
+    with whole_file(path) as file:
+        file.write(save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}))
+    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
 
 
 def refuse_filled(folder: Path) -> None:
