@@ -86,6 +86,7 @@ def write_bundle(
     classifier: bool = True,
     labels: Sequence[str] = LABELS,
     thresholds: Sequence[float] | None = (0.5, 0.5, 0.5),
+    temperature: float = 1.0,
     crop: bool = True,
     steep: float = 40,
     opacity: bool = False,
@@ -121,7 +122,7 @@ def write_bundle(
             "labels": list(labels),
             "bias": list(BIAS),
             "view": {"input": "lungs", "crop": crop, "margin": 0.05, "size": SIZE},
-            "temperature": 1.0,
+            "temperature": temperature,
             "conformal": None if thresholds is None else {"coverage": 0.9, "thresholds": list(thresholds)},
         }
     (root / "LICENCE").write_text("Apache-2.0\n", encoding="utf-8")

@@ -19,8 +19,8 @@ def test_the_interval_of_a_mean_agrees_with_theory() -> None:
     got = bootstrap_mean(values, range(400))
     assert got.value == pytest.approx(values.mean())
     error = 1.96 * values.std() / 20
-    assert got.low == pytest.approx(values.mean() - error, abs=0.06)
-    assert got.high == pytest.approx(values.mean() + error, abs=0.06)
+    assert got.low == pytest.approx(values.mean() - error, abs=0.02)
+    assert got.high == pytest.approx(values.mean() + error, abs=0.02)
     assert (got.films, got.groups, got.resamples, got.undefined, got.level) == (400, 400, 2000, 0, 0.95)
 
 

@@ -67,6 +67,7 @@ def test_nine_of_ten_healthy_zones_score_nothing() -> None:
     limit = fit_opaque(levels)
     assert limit == 0.36
     assert np.mean(levels <= limit) >= HEALTHY
+    assert fit_opaque([0, 0.1, 0.2, 0.3, 0.4]) == 0.4, "four of five are too few"
     assert fit_opaque([0.30001] * 4) == 0.301, "no zone is lost to rounding"
     assert fit_opaque([0.0004] * 4) == 0.001, "above 0 is every place"
     with pytest.raises(ValueError, match="healthy"):

@@ -14,9 +14,12 @@ from lungscope.bundle import Bundle
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
+from lungscope.evaluation import gate as gates
 from lungscope.evaluation.card import model_card
 from lungscope.evaluation.gate import evenly, find_margin, measure_gate, parity
 from lungscope.pipeline import Analyzer
+from lungscope.report import Failure
+from lungscope.stages.severity import Zone
 from stores import write_store
 
 
@@ -62,6 +65,26 @@ def test_what_int8_breaks_is_counted(tmp_path: Path, store: tuple[Store, Split])
     assert (gate.accuracy.f32, gate.accuracy.value) == (0.5, 0.25), "all are called COVID-19, one is"
     assert gate.same_class == 0.25, "the one that fails in both"
     assert not gate.passed
+
+
+def test_what_one_precision_does_not_find_counts(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
+    record = store[0].records[0]
+    found, lost = analyzer.analyze(store[0].path_of(record)), Failure(Path("a.png"), "quality", "No lungs found")
+    film = gates._compare(found, lost, store[0].mask_path_of(record), "Normal")
+    assert film.dice is not None and film.dice[0] > 0.8 and film.dice[1] == 0
+    assert (film.right, film.same_mask, film.same_class) == ((True, False), 0, False)
+    assert np.isnan(gates._compare(lost, lost, None, "").same_mask), "no mask is the same as none"
+    one, three = (Zone(score, 10, 0.1, 0.0, (0, 1)) for score in (1, 3))
+    assert [gates._apart(*zones) for zones in ((one, three), (one, None), (None, one), (None, None))] == [2, 3, 3, 0]
+
+
+def test_speed_is_how_much_longer_f32_takes(
+    tmp_path: Path, store: tuple[Store, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = gates._compare
+    monkeypatch.setattr(gates, "_compare", lambda *film: replace(compare(*film), seconds=(0.3, 0.1)))
+    gate, _ = measure_gate(with_int8(tmp_path / "bundle"), "int8", [store], limit=2)
+    assert gate.speed == pytest.approx(3) and gate.films == 2
 
 
 def test_films_that_rounding_could_decide_are_computed_again(tmp_path: Path, store: tuple[Store, Split]) -> None:

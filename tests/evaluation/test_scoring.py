@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ from films import LUNG, draw, save
 from lungscope.data.split import Row, Split
 from lungscope.data.store import Store
 from lungscope.errors import DataError
-from lungscope.evaluation import scoring
+from lungscope.evaluation import metrics, scoring
+from lungscope.evaluation.calibration import softmax
 from lungscope.evaluation.scoring import (
     ZONES,
     Predictions,
@@ -34,6 +36,7 @@ from lungscope.evaluation.scoring import (
 from lungscope.pipeline import Analyzer
 from lungscope.radiograph import Geometry
 from lungscope.report import Failure
+from lungscope.stages.classification import Conformal
 from stores import OPACITIES, SHAPE, write_store
 
 
@@ -50,6 +53,13 @@ def table(path: Path, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def intervals(scores: Any, inside: bool = False) -> list[tuple[float | None, ...]]:
+    """All intervals in nested scores."""
+    if not isinstance(scores, dict):
+        return [tuple(scores)] if inside else []
+    return [ends for name, value in scores.items() for ends in intervals(value, inside or "interval" in name)]
 
 
 # Masks and grids -----------------------------------------------------------------------------------------------------
@@ -145,6 +155,12 @@ def test_a_failed_film_counts_as_a_wrong_class(analyzer: Analyzer, store: tuple[
     assert sets["classes"]["Viral Pneumonia"]["coverage"] is None
     assert (sets["answered"], sets["accuracy_answered"]) == (1, result["accuracy"])
     json.dumps(result, allow_nan=False)
+
+
+def test_scores_are_of_calibrated_probabilities(store: tuple[Store, Split], tmp_path: Path) -> None:
+    analyzer = Analyzer(write_bundle(tmp_path / "bundle", temperature=2.0))
+    found, result = predict(analyzer, *store, "test"), score_classifier(analyzer, *store, "test")
+    assert result["log_loss"] == pytest.approx(metrics.log_loss(found.truth, softmax(found.logits, 2.0)))
 
 
 def test_accuracy_stands_for_each_source(analyzer: Analyzer, store: tuple[Store, Split]) -> None:
@@ -304,14 +320,24 @@ def test_a_folder_without_its_table_is_refused(analyzer: Analyzer, tmp_path: Pat
         score_severity(analyzer, tmp_path)
 
 
-def test_films_without_a_score_are_not_counted_among_those_with_one() -> None:
-    scored = {"global": 3, "zones": {zone: {"score": 1} for zone in ZONES}}
-    lost = {"global": None, "zones": {**scored["zones"], "A": None}}
-    ones = {f"{reader}-{zone}": "1" for reader in "SJ" for zone in ZONES}
-    rows = [{"image": f"{n}", "patient": f"p{n}", **ones} for n in range(3)]
-    found = scoring._agreement(list(zip(rows, (scored, lost, scored), strict=True)))
-    assert [found[what]["ours_senior"]["defined"] for what in ("global", "zones")] == [2, 17]
-    assert [found[what]["senior_junior"]["defined"] for what in ("global", "zones")] == [3, 18]
+def test_readers_are_told_apart_and_films_without_a_score_are_not_counted() -> None:
+    def ours(score: int) -> dict[str, Any]:
+        return {"global": score, "zones": {zone: {"score": score} for zone in ZONES}}
+
+    lost = {"global": None, "zones": {**ours(1)["zones"], "A": None}}
+    readers = [{f"{r}-{zone}": f"{s}" for r, s in (("S", n), ("J", 3 - n)) for zone in ZONES} for n in range(4)]
+    rows = [{"image": f"{n}", "patient": "one", **scores} for n, scores in enumerate(readers)]
+    found = scoring._agreement(list(zip(rows, (ours(0), lost, ours(3), ours(2)), strict=True)))
+    assert [found[what]["ours_senior"]["defined"] for what in ("global", "zones")] == [3, 23]
+    assert [found[what]["senior_junior"]["defined"] for what in ("global", "zones")] == [4, 24]
+    for pairs in found.values():
+        assert pairs["ours_senior"]["spearman"] == -pairs["ours_junior"]["spearman"] > 0
+    assert set(intervals(found)) == {(None, None)}, "all are of one patient"
+
+
+def predictions(logits: np.ndarray, truth: np.ndarray, groups: list[str] | None = None) -> Predictions:
+    ids = [f"{n}" for n in range(len(truth))]
+    return Predictions(("a", "b", "c"), ids, groups or ids, ["here"] * len(truth), truth, logits, [])
 
 
 def test_a_macro_score_is_over_all_classes_in_every_resample() -> None:
@@ -319,7 +345,25 @@ def test_a_macro_score_is_over_all_classes_in_every_resample() -> None:
     truth = np.array([0] * 50 + [1] * 49 + [2])
     logits = 5 * np.eye(3)[truth]
     logits[-1] = [1, 0, 0]
-    groups = [f"{n}" for n in range(100)]
-    found = score_predictions(Predictions(("a", "b", "c"), groups, groups, [""] * 100, truth, logits, []), 1.0)
+    found = score_predictions(predictions(logits, truth), 1.0)
     assert found["macro_f1"] == pytest.approx(2 / 3, abs=0.01)
     assert found["intervals"]["macro_f1"][1] < 0.7
+
+
+@pytest.mark.parametrize("groups", [["one"] * 60, None])
+def test_no_score_of_one_group_has_an_interval(groups: list[str] | None) -> None:
+    """Its films are one draw: nothing tells how another group would score."""
+    truth = np.arange(60) % 3
+    logits = 2 * np.eye(3)[truth] + np.random.default_rng(0).normal(0, 1.5, (60, 3))
+    found = intervals(score_predictions(predictions(logits, truth, groups), 1.0, Conformal(0.9, (0.5,) * 3)))
+    assert {None in ends for ends in found} == {groups is not None}
+
+
+def test_nor_have_masks_of_one_group_or_lesions_of_one_patient(
+    analyzer: Analyzer, store: tuple[Store, Split], lesions: Path
+) -> None:
+    films, split = store
+    one = Split(tuple(replace(row, group="one") for row in split.rows))
+    assert set(intervals(score_segmenter(analyzer, films, one, "test")["scores"])) == {(None, None)}
+    table(lesions / "index.csv", [{"image": f"{name}.png", "patient": "p"} for name in ("healthy", "ill", "broken")])
+    assert set(intervals(score_lesions(analyzer, lesions)["scores"])) == {(None, None)}
