@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -21,7 +21,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -55,6 +55,8 @@ FIELD = "file"
 MAKERS, MAKERS_QUEUE = 4, 64
 #: A job's key, 128 random bits in the alphabet of URLs.
 KEY = r"^[A-Za-z0-9_-]{22}$"
+#: Bytes of a list of keys: as many as browsers send of a page that is left, some 2600 keys.
+KEYS_BYTES = 2**16
 
 
 class Analysis(BaseModel):
@@ -211,6 +213,8 @@ _FORM = {
     },
 }
 
+_KEYS = TypeAdapter(list[str])
+
 router = APIRouter(responses=_ALWAYS)
 
 
@@ -221,14 +225,14 @@ router = APIRouter(responses=_ALWAYS)
     summary="Send a film",
     responses={
         200: {"model": Analysis, "description": "Done (with `wait`)"},
-        **_errors(403, 408, 413, 415, 422, 500),
+        **_errors(403, 408, 413, 415, 422, 500, 503),
     },
     openapi_extra={"requestBody": _FORM},
 )
 async def create(request: Request, response: Response, service: ServiceOf, wait: Wait = False) -> Analysis:
     """Queue one film. With `wait`, a film that can not be used is answered with its error and is not kept."""
     job = await service.jobs.accept(lambda: _receive(request, service.limits))
-    return await _created(job, service, response, wait)
+    return await _created(job, service, response, wait, f"analyses/{job.key}")
 
 
 @router.post(
@@ -236,7 +240,7 @@ async def create(request: Request, response: Response, service: ServiceOf, wait:
     status_code=202,
     tags=["analyses"],
     summary="Analyse the demo film",
-    responses={200: {"model": Analysis, "description": "Done (with `wait`)"}, **_errors(403, 413, 422, 500, 501)},
+    responses={200: {"model": Analysis, "description": "Done (with `wait`)"}, **_errors(403, 413, 422, 500, 501, 503)},
 )
 async def create_demo(response: Response, service: ServiceOf, wait: Wait = False) -> Analysis:
     """Queue a real chest film, out of the package pydicom-data."""
@@ -247,7 +251,8 @@ async def create_demo(response: Response, service: ServiceOf, wait: Wait = False
     async def arriving() -> Upload:
         return Upload(path.name, path.open("rb"))
 
-    return await _created(await service.jobs.accept(arriving), service, response, wait)
+    job = await service.jobs.accept(arriving)
+    return await _created(job, service, response, wait, job.key)
 
 
 @router.get("/v1/analyses/{key}", tags=["analyses"], summary="Ask for an analysis", responses=_NOT_FOUND)
@@ -260,6 +265,32 @@ async def show(key: Key, service: ServiceOf) -> Analysis:
 async def delete(key: Key, service: ServiceOf) -> None:
     """Remove a film and all that was made of it. What `--keep` had written by then stays."""
     service.jobs.delete(service.jobs.get(key))
+
+
+@router.delete(
+    "/v1/analyses",
+    status_code=204,
+    tags=["analyses"],
+    summary="Delete many",
+    responses=_errors(400, 403, 408, 413),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _KEYS.json_schema()}}}},
+)
+async def delete_many(request: Request, service: ServiceOf) -> None:
+    """Remove each film that is listed by its `id`; those that are not kept any longer are passed over."""
+    listed = b""
+    async with _in_time(service.limits):
+        async for block in request.stream():
+            listed += block
+            if len(listed) > KEYS_BYTES:
+                raise TooLargeError(f"The list has more than {KEYS_BYTES:,} bytes. Send it in parts.")
+    try:
+        keys = _KEYS.validate_json(listed)
+    except ValidationError:
+        raise RequestError("The body is no list of ids. Send them as JSON, as in openapi.json.") from None
+    for key in keys:
+        with suppress(NotFoundError):
+            service.jobs.delete(service.jobs.get(key))
+        await asyncio.sleep(0)  # so that others are answered meanwhile
 
 
 @router.get(
@@ -297,7 +328,7 @@ async def events(key: Key, service: ServiceOf) -> StreamingResponse:
                 for media in (part.media.partition(";")[0] for part in PARTS.values())
             },
         },
-        **_errors(404, 409, 422, 500),
+        **_errors(404, 409, 422, 500, 503),
     },
 )
 async def part(
@@ -377,13 +408,8 @@ async def _receive(request: Request, limits: Limits) -> Upload:
         raise MediaTypeError(
             f"The body is {kind or 'of no stated type'}. Send multipart/form-data with the film as {FIELD!r}."
         )
-    try:
-        async with asyncio.timeout(limits.upload_seconds):
-            form = await request.form(max_files=1, max_fields=0)
-    except TimeoutError:
-        raise SlowUploadError(
-            f"The upload took more than {limits.upload_seconds:g} seconds. Send it over a faster connection."
-        ) from None
+    async with _in_time(limits):
+        form = await request.form(max_files=1, max_fields=0)
     film = form.get(FIELD)
     if not isinstance(film, UploadFile):
         raise RequestError(f"The form has no file named {FIELD!r}. Send the film under that name, with a file name.")
@@ -396,6 +422,18 @@ async def _receive(request: Request, limits: Limits) -> Upload:
             f"{name} has {film.size:,} bytes; at most {limits.upload_bytes:,} are taken. Send a single film."
         )
     return Upload(name, film.file)
+
+
+@asynccontextmanager
+async def _in_time(limits: Limits) -> AsyncIterator[None]:
+    """Raises SlowUploadError where a body takes too long to arrive."""
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            yield
+    except TimeoutError:
+        raise SlowUploadError(
+            f"The upload took more than {limits.upload_seconds:g} seconds. Send it over a faster connection."
+        ) from None
 
 
 def plain_name(name: str) -> str:
@@ -417,8 +455,9 @@ def _made(part: Part, result: Result) -> bytes | BinaryIO:
         return cast(BinaryIO, file)
 
 
-async def _created(job: Job, service: Service, response: Response, wait: bool) -> Analysis:
-    response.headers["Location"] = f"/v1/analyses/{job.key}"
+async def _created(job: Job, service: Service, response: Response, wait: bool, location: str) -> Analysis:
+    """location: relative to the request's address, as a proxy may serve the API from a subfolder."""
+    response.headers["Location"] = location
     if not wait:
         return _analysis(job)
     await job.wait()
