@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
 import threading
 import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import anyio
 import cv2
@@ -24,6 +26,7 @@ from starlette.testclient import TestClient
 from bundles import write_bundle
 from films import draw
 from lungscope.cli.analyze import demo_film
+from lungscope.errors import HTTP_STATUS, LungscopeError, status_of
 from lungscope.pipeline import Analyzer
 from lungscope.readers import decode
 from lungscope.report import DISCLAIMER, Report
@@ -90,16 +93,23 @@ def test_the_answer_is_what_the_library_says(done: Response, analyzer: Analyzer,
 def test_queued_first_then_done(client: TestClient, film: bytes) -> None:
     answer = client.post(FILM, files={"file": ("film.png", film)})
     assert answer.status_code == 202
-    assert answer.headers["location"] == f"{FILM}/{answer.json()['id']}"
     assert answer.json()["report"] is None
-    events = client.get(f"{answer.headers['location']}/events")
+    path = f"{FILM}/{answer.json()['id']}"
+    events = client.get(f"{path}/events")
     assert events.headers["content-type"].startswith("text/event-stream")
     blocks = [block.split("\n") for block in events.text.strip().split("\n\n")]
     steps = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
     stages = ["read", "quality", "segmentation", "classification", "localization", "severity"]
     assert [step["stage"] for _, step in steps] == [None, *stages, None]
     assert [name for name, _ in steps] == ["progress"] * 7 + ["done"]
-    assert client.get(answer.headers["location"]).json()["status"] == "done"
+    assert client.get(path).json()["status"] == "done"
+
+
+@pytest.mark.parametrize("path", [FILM, f"{FILM}/demo"])
+def test_a_location_is_right_in_a_proxys_subfolder(client: TestClient, film: bytes, path: str) -> None:
+    answer = client.post(path, files={"file": ("film.png", film)})
+    folder = "https://films.example:8443/lungs"
+    assert urljoin(folder + path, answer.headers["location"]) == f"{folder}{FILM}/{answer.json()['id']}"
 
 
 def test_parts_hold_what_the_report_holds(client: TestClient, done: Response, analyzer: Analyzer, film: bytes) -> None:
@@ -574,5 +584,19 @@ def test_openapi_names_every_part_and_every_error(client: TestClient) -> None:
     asked = paths["/v1/analyses/{key}/{part}"]["get"]["parameters"]
     assert asked[1]["schema"]["enum"] == list(PARTS)
     assert "HTTPValidationError" not in json.dumps(document), "errors have one form"
+    for path, method in ((FILM, "post"), (f"{FILM}/demo", "post"), (f"{FILM}/{{key}}/{{part}}", "get")):
+        assert {"422", "500", "503"} <= set(paths[path][method]["responses"]), "what an analysis may end with"
     schemas = document["components"]["schemas"]
     assert all("example" in schemas[name] for name in ("Analysis", "ErrorBody", "Health"))
+
+
+def test_every_error_has_the_status_that_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
+    rows = re.findall(r"^\| (\d{3}) \| (.+?) \|", page, re.MULTILINE)
+    documented = {code: int(status) for status, codes in rows for code in re.findall(r"`(.+?)`", codes)}
+    kinds: list[type[LungscopeError]] = [LungscopeError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    statuses = {kind.code: status_of(kind.__new__(kind), HTTP_STATUS) for kind in kinds}
+    assert {code: statuses.get(code, documented[code]) for code in documented} == documented
+    assert set(documented.values()) == {*HTTP_STATUS.values(), 405}
