@@ -253,6 +253,7 @@ def test_a_picture_that_dicom_objects_have_no_study_for_has_its_row_in_the_table
     assert {row.get("folder") for row in rows(out)} == {None}
     assert not [path for path in out.iterdir() if path.is_dir()]
     assert run_films(analyzer, films, out, ["dicom", "csv"], resume=True)["kept"] == 5
+    assert run_films(analyzer, films, out, ["dicom", "csv"], resume=True, new_study=True)["kept"] == 0
     assert run_films(analyzer, films, out, ["dicom"])["failed"] == 6
 
 
@@ -261,9 +262,14 @@ def test_tables_alone_go_on_too(analyzer: Analyzer, tmp_path: Path) -> None:
     out.mkdir()
     run_films(analyzer, films, out, ["csv"])
     table = (out / "results.csv").read_text()
-    assert run_films(analyzer, films, out, ["csv"], resume=True)["kept"] == 5
+    run = run_films(analyzer, films, out, ["csv"], resume=True)
+    assert run["kept"] == 5
+    assert run["films_per_second"] * run["seconds"] == pytest.approx(1), "what was kept took no time"
     assert (out / "results.csv").read_text() == table
     assert {path.name for path in out.iterdir()} == {"results.jsonl", "results.csv", "run.json"}
+    with (out / RESULTS).open("a") as file:
+        file.write(json.dumps({**rows(out)[2], "path": str(films[0])}) + "\n")
+    assert run_films(analyzer, films, out, ["csv"], resume=True)["kept"] == 4, "of two rows the last one counts: failed"
 
 
 def test_a_run_lets_go_of_what_close_calls_needed(tmp_path: Path) -> None:

@@ -29,14 +29,18 @@ def alter(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_a_valid_bundle_says_what_it_holds(bundle: Path) -> None:
+    alter(bundle, lambda d: d["segmenter"].update(threshold=0.4))
+    alter(bundle, lambda d: d["classifier"].update(temperature=0.5, mirror=0.75))
+    alter(bundle, lambda d: d["classifier"]["view"].update(aligned=True))
     loaded = Bundle.load(bundle)
     assert (loaded.name, loaded.version) == ("tiny", "0.1.0")
     assert set(loaded.files) == {"segmenter.onnx", "classifier.onnx", "LICENCE"}
-    assert loaded.segmenter.size == SIZE
+    assert (loaded.segmenter.size, loaded.segmenter.threshold) == (SIZE, 0.4)
     assert loaded.classifier is not None
     assert loaded.classifier.labels == LABELS
     assert loaded.classifier.bias == BIAS
-    assert loaded.classifier.view == ViewSpec("lungs", True, 0.05, SIZE)
+    assert (loaded.classifier.temperature, loaded.classifier.mirror) == (0.5, 0.75)
+    assert loaded.classifier.view == ViewSpec("lungs", True, 0.05, SIZE, aligned=True)
     assert [weights.path.name for weights in loaded.weights] == ["segmenter.onnx", "classifier.onnx"]
 
 
@@ -142,9 +146,9 @@ def test_a_bundle_that_says_nothing_of_precisions_is_f32(bundle: Path) -> None:
 
 
 def test_gates_are_read(bundle: Path) -> None:
-    alter(bundle, lambda d: d.update(precision={"int8": {}, "gates": {"bf16": GATE}}))
+    alter(bundle, lambda d: d.update(precision={"int8": {}, "gates": {"bf16": {**GATE, "margin": 1.5, "again": 0.1}}}))
     gate = Bundle.load(bundle).offered.gates["bf16"]
-    assert gate.severity_mae is None
+    assert (gate.severity_mae, gate.margin, gate.again) == (None, 1.5, 0.1)
     assert gate.passed and gate.dice.lost == pytest.approx(0.001)
 
 

@@ -15,7 +15,7 @@ import lungscope
 from bundles import BIAS, seal, with_int8, write_bundle
 from films import draw, radiograph, save
 from lungscope.errors import BundleError, InputError, QualityError
-from lungscope.pipeline import Analyzer
+from lungscope.pipeline import Analyzer, failure
 from lungscope.report import Failure, Report
 
 
@@ -73,6 +73,12 @@ def test_a_bundle_without_a_classifier_only_segments(tmp_path: Path) -> None:
     assert document["classification"] is document["saliency"] is document["severity"] is None
 
 
+def test_warnings_are_those_of_the_film_and_of_its_lungs(analyzer: Analyzer) -> None:
+    report = analyzer.analyze(radiograph(draw(lungs=["left"]), BodyPartExamined="SKULL"))
+    told = [(warning.stage, warning.code) for warning in report.run.warnings]
+    assert told == [("quality", "not-chest"), ("segmentation", "lung-missing")]
+
+
 def test_an_altered_bundle_is_not_used(tmp_path: Path) -> None:
     root = write_bundle(tmp_path)
     with (root / "classifier.onnx").open("ab") as file:
@@ -95,6 +101,20 @@ def test_many_keeps_the_order_and_goes_on_after_failures(analyzer: Analyzer, tmp
     assert failures[2].message.startswith("ValueError: ")
     with pytest.raises(InputError):
         analyzer.analyze(text)
+
+
+def test_faults_of_the_machine_have_codes_of_their_own() -> None:
+    faults = (OSError(5, "Input/output error"), MemoryError(), ValueError())
+    assert [failure(Path("a.png"), fault).code for fault in faults] == ["os", "memory", "internal"]
+
+
+def test_a_package_that_is_missing_is_no_films_fault(analyzer: Analyzer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def inspect(film: object) -> None:
+        raise ModuleNotFoundError("No module named 'pylibjpeg'")
+
+    monkeypatch.setattr("lungscope.pipeline.inspect", inspect)
+    with pytest.raises(ModuleNotFoundError):
+        next(analyzer.analyze_many([radiograph(draw())]))
 
 
 def test_many_is_lazy(analyzer: Analyzer) -> None:
