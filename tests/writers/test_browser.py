@@ -183,6 +183,9 @@ def test_films_are_sorted_by_keyboard_and_the_choice_outlives_a_look_at_a_film(
     page.go_back()
     assert seen.found() == "1 of 200 films"
     assert page.locator("th", has=page.get_by_role("button", name="Film")).get_attribute("aria-sort") == "ascending"
+    page.evaluate("location.hash = 'show=failed'")
+    page.wait_for_function("document.getElementById('found').textContent === '2 of 200 films'")
+    assert sorted(seen.films()) == ["empty.png", "text.png"]
 
 
 def test_a_hostile_name_is_a_name_and_its_page_opens(results: Path, visit: type[Visit]) -> None:

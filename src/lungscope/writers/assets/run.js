@@ -135,6 +135,11 @@ function update() {
   history.replaceState(null, "", query ? "#" + query : location.href.split("#")[0]);
 }
 
+function clear() {
+  form.reset();
+  sort = { key: "number", down: false };
+}
+
 function restore() {
   const choice = new URLSearchParams(location.hash.slice(1));
   for (const [name, value] of choice) {
@@ -158,8 +163,7 @@ form.addEventListener("input", update);
 // A "reset" event comes before the fields are empty, and nothing comes after.
 form.querySelector("[type=reset]").addEventListener("click", (event) => {
   event.preventDefault();
-  form.reset();
-  sort = { key: "number", down: false };
+  clear();
   update();
 });
 find("previous").addEventListener("click", () => turn(-1));
@@ -169,6 +173,11 @@ find("films").tHead.addEventListener("click", (event) => {
   if (!button) return;
   const { key, first } = button.dataset;
   sort = { key, down: sort.key === key ? !sort.down : first === "down" };
+  update();
+});
+addEventListener("hashchange", () => {
+  clear();
+  restore();
   update();
 });
 addEventListener("beforeprint", () => draw(0, MOST_PRINTED));
