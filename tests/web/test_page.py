@@ -399,6 +399,20 @@ def test_downloads(open_page: Open, film: bytes, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["source"]["path"] == "one.png"
 
 
+def test_a_result_that_is_gone_is_told(open_page: Open, film: bytes, server: Server) -> None:
+    page = open_page()
+    choose(page, ("one.png", film))
+    wait_for(page, "one.png")
+    link = page.get_by_role("link", name="Overlay PNG")
+    address = f"{server.url}{link.get_attribute('href')}"
+    assert httpx.delete(address.rpartition("/")[0]).status_code == 204
+    for _ in range(2):
+        link.click()
+        expect(page.locator("#panel [role=alert]")).to_contain_text(
+            "Results go 30 minutes after they were last asked for"
+        )
+
+
 def test_nothing_stays_after_the_visit(open_page: Open, film: bytes, server: Server) -> None:
     def told() -> tuple[str, int]:
         """The line of results that are kept, and how many requests deleted any."""

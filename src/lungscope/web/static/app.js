@@ -640,9 +640,22 @@ function lungsCard({ lungs, saliency }) {
 }
 
 function filesCard({ key, report }) {
-  const link = (part, text) => make("a", { href: `v1/analyses/${key}/${part}`, download: "" }, text);
+  // Asked first: a browser does not say why it could not save what is gone.
+  const save = async (event) => {
+    event.preventDefault();
+    const { href } = event.currentTarget;
+    try {
+      await ask(`v1/analyses/${key}`);
+      make("a", { href, download: "" }).click();
+    } catch (error) {
+      problem.textContent = error.message;
+      files.append(problem);
+    }
+  };
+  const link = (part, text) => make("a", { href: `v1/analyses/${key}/${part}`, download: "", onclick: save }, text);
   const evidence = report.saliency !== null;
-  return card(
+  const problem = make("p", { className: "problem", role: "alert" });
+  const files = card(
     "Files",
     make(
       "div",
@@ -664,6 +677,7 @@ function filesCard({ key, report }) {
       link("report.dcm", "Report SR"),
     ),
   );
+  return files;
 }
 
 function factsCard({ run, source }) {
