@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import jpeg_ls
 import numpy as np
 import pydicom.uid as uid
 import pytest
+from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataelem import RawDataElement
@@ -215,6 +217,20 @@ def test_overlay_bits_above_bits_stored_are_no_part_of_the_value(tmp_path: Path)
     told = read(save_dicom(ds, tmp_path / "film.dcm"))
     assert told.pixels == pytest.approx(RAMP / 4095, abs=1e-6)
     assert "StrayBits" not in told.source.tags
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_decoding(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.fromarray((RAMP >> 4).astype(np.uint8)).save(buffer, "JPEG", progressive=True)
+    frame = buffer.getvalue()
+    last = frame[frame.rindex(b"\xff\xda") : -2]
+    ds = make_dicom((RAMP >> 4).astype(np.uint8), 8)
+    ds.PixelData = encapsulate([frame[:-2] + 100 * last + frame[-2:]])
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    ds.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    with pytest.raises(UnsupportedImageError, match="more than 100 scans"):
+        read(tmp_path / "film.dcm")
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])

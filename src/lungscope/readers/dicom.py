@@ -40,7 +40,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from lungscope.errors import InputError, UnreadableFileError, UnsupportedImageError
 from lungscope.radiograph import Pixels
 from lungscope.readers import lossless, rle
-from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, Decoded, check_size, tell_memory
+from lungscope.readers.common import MAX_BYTES, MAX_PIXELS, Decoded, check_scans, check_size, tell_memory
 
 #: Kinds of device that make films: computed and digital radiography, digitised film, and secondary captures of them.
 MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT")
@@ -300,6 +300,8 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
     elif syntax in (uid.JPEG2000Lossless, uid.JPEG2000) and ds.PixelRepresentation == 0 and _is_unsigned(frame):
         array = _jpeg_2000(frame)
     else:
+        if plugin == "pillow":
+            check_scans(frame, name)
         # Uncompressed ones are looked up where they lie; what is in unused bits does not matter (`_decode`).
         options: Any = {} if plugin else {"view_only": True, "correct_unused_bits": False}
         array, _ = get_decoder(syntax).as_array(ds, index=0, decoding_plugin=plugin, **options)
