@@ -30,6 +30,15 @@ def test_the_difference_of_32768_has_a_category_without_bits() -> None:
     assert np.array_equal(decode(jpeg_lossless(stored, 16)), stored)
 
 
+def test_a_point_transform_is_undone() -> None:
+    """Samples of 12 bits that were divided by 2 were encoded as those of 11 bits are (B.2.2, B.2.3, H.1.2.1)."""
+    stored = as_integers(draw_chest(20, 17, np.random.default_rng(0)), 11)
+    stream = bytearray(jpeg_lossless(stored, 11))
+    stream[stream.index(b"\xff\xc3") + 4] = 12
+    stream[stream.index(b"\xff\xda") + 9] = 1
+    assert np.array_equal(decode(bytes(stream)), stored << 1)
+
+
 def test_a_file_of_another_maker() -> None:
     """The digest is of the pixels that GDCM 3.2.6 and libjpeg decode from it."""
     path = get_testdata_file("JPGLosslessP14SV1_1s_1f_8b.dcm", download=False)

@@ -133,6 +133,15 @@ def test_colour_is_refused_and_a_coloured_marker_is_not(tmp_path: Path) -> None:
         read(save(Image.fromarray(film).convert("CMYK"), tmp_path / "press.jpg"))
 
 
+def test_colour_of_sixteen_bits_is_refused_from_the_same_share_of_the_range_on(tmp_path: Path) -> None:
+    deep = as_integers(CHEST, 16) // 2
+    for name, apart in (("near", 1000), ("tinted", 4000)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.dstack([deep, deep + apart, deep]).astype(np.uint16))
+    assert read(tmp_path / "near.png").shape == deep.shape
+    with pytest.raises(UnsupportedImageError, match=r"tinted\.png.*colour"):
+        read(tmp_path / "tinted.png")
+
+
 def test_transparent_is_black_and_opacity_multiplies(tmp_path: Path) -> None:
     alpha = np.full_like(GREY, 255)
     alpha[:40], alpha[40:80] = 0, 51
@@ -142,6 +151,9 @@ def test_transparent_is_black_and_opacity_multiplies(tmp_path: Path) -> None:
         assert film.pixels == pytest.approx(expected, abs=1e-6)
     keyed = read(save(Image.fromarray(GREY), tmp_path / "key.png", transparency=int(GREY[60, 45])))
     assert keyed.pixels[60, 45] == 0 and keyed.pixels.max() > 0.5
+    deep = as_integers(CHEST, 16)
+    keyed = read(save(Image.fromarray(deep), tmp_path / "deep.png", transparency=int(deep[60, 45])))
+    assert keyed.pixels == pytest.approx(np.where(deep == deep[60, 45], 0, deep / 65535), abs=1e-6)
 
 
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:

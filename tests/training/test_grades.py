@@ -22,7 +22,18 @@ from lungscope.errors import BundleError, DataError, RecipeError
 from lungscope.evaluation.scoring import ZONES, score_severity
 from lungscope.stages.severity import zone_masks
 from lungscope.training.export import Trained, export_bundle
-from lungscope.training.grades import FOLDS, _features, fit_grades
+from lungscope.training.grades import (
+    FOLDS,
+    _agreement,
+    _cross_validated,
+    _features,
+    _limits,
+    _ridge,
+    _Seen,
+    _Zone,
+    _zones,
+    fit_grades,
+)
 from lungscope.training.networks import Graded, build_segmenter
 from lungscope.training.recipe import load_recipe
 from lungscope.training.segmenter import SegmenterTask
@@ -205,6 +216,51 @@ def test_what_a_grade_is_made_of_is_linear() -> None:
     with torch.no_grad():
         expected = float((network(image)[0, -1] * place).sum())
     assert float(features @ weights) + float(network.grade_head.bias) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_mirrored_film_has_its_zones_mirrored() -> None:
+    network = build_segmenter("fpn-mobilenetv2-grade").eval()
+    assert isinstance(network, Graded)
+    image, share = np.random.default_rng(0).random((2, SIZE, SIZE), np.float32)
+    (zone,) = _zones(network, _Seen(image, {"A": share}), 0, "p", {"A": (1.0, 2.0)}, shown=("mirrored",))
+    mirrored, place = (torch.from_numpy(grid[:, ::-1].copy()) for grid in (image, share))
+    np.testing.assert_allclose(zone.features, next(_features(network, mirrored[None, None], [place])))
+    assert (zone.scores, zone.plain) == ((1.0, 2.0), False)
+
+
+@pytest.fixture
+def zones() -> tuple[list[_Zone], list[_Zone]]:
+    """One of each of 23 patients, as the film is and otherwise, scored by two readers, and nine healthy ones."""
+    features = iter(np.random.default_rng(0).normal(size=(55, 5)))
+    shown = [(n, plain) for n in range(23) for plain in (True, False)]
+    ill = [_Zone(n, f"p{n:02}", next(features), (n % 4, (n + 1) % 4), plain) for n, plain in shown]
+    return ill, [_Zone(n, f"h{n}", next(features), (0.0,), True) for n in range(9)]
+
+
+def test_a_left_out_patient_teaches_nothing(zones: tuple[list[_Zone], list[_Zone]]) -> None:
+    ill, clear = zones
+    graded = _cross_validated(ill, clear)
+    assert sorted(zone.film for zone, _ in graded) == list(range(23)) and all(zone.plain for zone, _ in graded)
+    for zone, grade in graded:
+        weights, bias = _ridge([other for other in ill if (other.film - zone.film) % FOLDS], clear)
+        assert grade == pytest.approx(float(zone.features @ weights) + bias)
+
+
+def test_grades_are_fitted_to_both_readers_and_compared_with_the_first(
+    zones: tuple[list[_Zone], list[_Zone]],
+) -> None:
+    ill, clear = zones
+    mean = [zone._replace(scores=(float(np.mean(zone.scores)),)) for zone in ill]
+    np.testing.assert_allclose(_ridge(ill, clear)[0], _ridge(mean, clear)[0])
+    assert _agreement([(zone, zone.scores[0]) for zone in ill])["zones_spearman"] == pytest.approx(1)
+
+
+def test_as_many_zones_score_as_readers_scored_and_healthy_ones_do_not(zones: tuple[list[_Zone], list[_Zone]]) -> None:
+    graded = [(zone, n / 46) for n, zone in enumerate(zones[0])]
+    given = np.array([zone.scores for zone in zones[0]])
+    one, two, three = (np.quantile(np.arange(46) / 46, np.mean(given < score)) for score in (1, 2, 3))
+    assert _limits(graded, [0.0] * 10) == pytest.approx((one, two, three), abs=1e-3)
+    assert _limits(graded, [0.4] * 10)[0] == 0.4 > one
 
 
 def test_weights_with_and_without_grades_fit_each_other(run: Path, tmp_path: Path) -> None:
