@@ -115,7 +115,8 @@ def test_without_masks_and_in_other_case_and_as_jpeg(tmp_path: Path, draw: Draw,
     save(root / "NORMAL" / "IMAGES" / "b.jpeg", draw(2))
     save(root / "viral pneumonia" / "images" / "c.PNG", draw(3))
     save(root / "Tuberculosis" / "images" / "d.png", draw(4))
-    (root / "NORMAL" / "IMAGES" / "Thumbs.db").write_bytes(b"x")
+    for name in ("Thumbs.db", "DICOMDIR"):
+        (root / "NORMAL" / "IMAGES" / name).write_bytes(b"x")
     (root / "notes").mkdir()
     result = import_films(root, tmp_path / "store", size=32)
     assert list(result.by_label) == ["COVID-19", "Normal", "Viral Pneumonia", "Tuberculosis"]

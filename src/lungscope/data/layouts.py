@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lungscope.errors import DataError, look_up
+from lungscope.readers.common import NO_FILM
 from lungscope.stages.severity import NORMAL
 
 LAYOUTS = ("auto", "radiography", "folder", "csv")
@@ -28,7 +29,6 @@ GUANGZHOU, RSNA = "Guangzhou children", "RSNA adults"
 #: Numbers of the Normal films that are of the children's hospital (Kermany et al. 2018) whose Viral Pneumonia it is.
 #: The public release says that there are 1,341, and not which; these 1,341 in a row differ from all others at sight.
 _CHILDREN = range(63, 1404)
-_NOT_FILMS = {"thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -248,5 +248,5 @@ def _folders(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name.lower() not in _NOT_FILMS
+        p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name.lower() not in NO_FILM
     )
