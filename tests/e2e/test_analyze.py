@@ -165,6 +165,7 @@ def test_an_output_that_is_a_file_is_refused(tiny: Path, tmp_path: Path) -> None
         ["data", "audit", "store", "--out"],
         ["evaluate", "classifier", "--out"],
         ["benchmark", "batch", "--out"],
+        ["benchmark", "segmentation", "--work"],
         ["serve", "--keep"],
         ["pacs", "--spool"],
     ],

@@ -47,7 +47,9 @@ Render = Annotated[bool, typer.Option("--render", help="Only make tables and plo
 BudgetName = Annotated[str, typer.Option("--budget", help="A shipped budget's name (cpu, paper), or a TOML file.")]
 Stores = Annotated[list[Path] | None, typer.Option("--data", help="A store; may be repeated.")]
 Splits = Annotated[list[Path] | None, typer.Option("--split", help="A split; may be repeated.")]
-Work = Annotated[Path, typer.Option("--work", help="Folder of trainings in the making; keep it to go on.")]
+Work = Annotated[
+    Path, typer.Option("--work", help="Folder of trainings in the making; keep it to go on.", parser=local)
+]
 Only = Annotated[list[str] | None, typer.Option("--only", help="A cell's or a network's name; may be repeated.")]
 Model = Annotated[str | None, typer.Option("--model", help="The bundle whose segmenter finds the lungs.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu, cuda, … (see `lungscope doctor`).")]
