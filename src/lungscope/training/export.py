@@ -255,11 +255,8 @@ def export_bundle(
     pool: str = "mean",
     threshold: float = 0.5,
     segmenter_size: int | None = None,
-    temperature: float = 1.0,
-    conformal: Conformal | None = None,
     mirror: float = 0.0,
     papers: dict[str, str] | None = None,
-    facts: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle to `out`, replacing one that is there, and return it as the package itself loads it.
 
@@ -301,7 +298,7 @@ def export_bundle(
             document["segmenter"]["grades"] = segmenters[0].facts["grades"]
         if classifier is not None:
             document["classifier"], differences["classifier.onnx"] = _export_classifier(
-                classifier, folder / "classifier.onnx", films, temperature, conformal, mirror
+                classifier, folder / "classifier.onnx", films, mirror
             )
         for paper, text in (papers or {}).items():
             write_text(folder / paper, text)
@@ -309,8 +306,7 @@ def export_bundle(
         document["parity"] = differences
         document["training"] = {
             # What comes out of a bundle has the digest of the run that it was first exported from.
-            "runs": [{"weights_sha256": sha256_of(run.weights), **run.facts} for run in runs],
-            **(facts or {}),
+            "runs": [{"weights_sha256": sha256_of(run.weights), **run.facts} for run in runs]
         }
         if classifier is not None:
             finders = {
@@ -379,12 +375,7 @@ def amend_bundle(
 
 
 def _export_classifier(
-    trained: Trained,
-    path: Path,
-    films: NDArray[np.float32],
-    temperature: float,
-    conformal: Conformal | None,
-    mirror: float,
+    trained: Trained, path: Path, films: NDArray[np.float32], mirror: float
 ) -> tuple[dict[str, Any], dict[str, float]]:
     facts = trained.facts
     size, labels, name = int(facts["size"]), list(facts["labels"]), facts["network"]
@@ -400,8 +391,8 @@ def _export_classifier(
         "labels": labels,
         "bias": graph.head.bias.tolist(),
         "view": asdict(view),
-        "temperature": temperature,
-        "conformal": None if conformal is None else _conformal(conformal),
+        "temperature": 1.0,
+        "conformal": None,
         "mirror": mirror,
     }, differences
 
