@@ -219,6 +219,7 @@ def test_models_and_health(client: TestClient, analyzer: Analyzer) -> None:
     assert model["weights"] == {weights.path.name: weights.sha256 for weights in analyzer.bundle.weights}
     health = client.get("/healthz").json()
     assert (health["status"], health["demo"], health["upload_bytes"]) == ("ok", True, Limits().upload_bytes)
+    assert health["kept_seconds"] == Limits().kept_seconds
 
 
 def test_metrics_count_and_name_nobody(client: TestClient, done: Response) -> None:

@@ -401,6 +401,7 @@ def test_downloads(open_page: Open, film: bytes, tmp_path: Path) -> None:
 
 def test_a_result_that_is_gone_is_told(open_page: Open, film: bytes, server: Server) -> None:
     page = open_page()
+    expect(page.locator("#kept")).to_have_text("30")
     choose(page, ("one.png", film))
     wait_for(page, "one.png")
     link = page.get_by_role("link", name="Overlay PNG")

@@ -102,11 +102,19 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """waiting: films that arrive, wait or are analysed. upload_bytes: the most that one film's file may have."""
+    """waiting: films that arrive, wait or are analysed. upload_bytes: the most that one film's file may have.
+    kept_seconds: how long a result stays after it was last asked for."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "example": {"status": "ok", "version": __version__, "waiting": 0, "upload_bytes": 67108864, "demo": True}
+            "example": {
+                "status": "ok",
+                "version": __version__,
+                "waiting": 0,
+                "upload_bytes": 67108864,
+                "kept_seconds": 1800.0,
+                "demo": True,
+            }
         }
     )
 
@@ -114,6 +122,7 @@ class Health(BaseModel):
     version: str
     waiting: int
     upload_bytes: int
+    kept_seconds: float
     demo: bool
 
 
@@ -381,6 +390,7 @@ async def health(service: ServiceOf) -> Health:
         version=__version__,
         waiting=service.jobs.waiting,
         upload_bytes=service.limits.upload_bytes,
+        kept_seconds=service.limits.kept_seconds,
         demo=service.demo is not None,
     )
 

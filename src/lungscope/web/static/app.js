@@ -775,6 +775,7 @@ function start() {
     .then(async (response) => {
       health = await response.json();
       $("demo").hidden = !health.demo;
+      $("kept").textContent = +(health.kept_seconds / 60).toFixed(1);
       const {
         models: [model],
       } = await (await ask("v1/models")).json();
