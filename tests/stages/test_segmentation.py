@@ -215,8 +215,9 @@ def test_odd_lungs_are_reported(
 
 
 def test_an_inverted_film_is_reported(tiny: Path, tmp_path: Path) -> None:
-    inverted = segment(write_bundle(tmp_path, darks=(0.45,), steep=-40), 1 - draw())
-    assert "polarity" in codes(inverted)
+    takes_bright = write_bundle(tmp_path, darks=(0.45,), steep=-40)
+    for orientation in ("L\\F", "R\\F"):
+        assert "polarity" in codes(segment(takes_bright, 1 - draw(), PatientOrientation=orientation))
     assert "polarity" not in codes(segment(tiny, draw()))
 
 
