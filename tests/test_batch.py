@@ -104,7 +104,7 @@ def test_rows_are_those_of_one_film_after_the_other(analyzer: Analyzer, tmp_path
 def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(analyzer: Analyzer, tmp_path: Path) -> None:
     films, out, stop = some(tmp_path / "in", 12), tmp_path / "out", threading.Event()
     first = run_films(analyzer, films, out, FORMATS, workers=1, stop=stop, progress=stop.set)
-    assert first["interrupted"]
+    assert first["interrupted"] and first["inputs"] == 12
     assert 1 <= first["done"] + first["failed"] == len(rows(out)) <= 1 + AHEAD
     before = stamps(out)
     # What a killed process may leave: half a row at the end.
@@ -143,6 +143,13 @@ def test_nothing_of_other_weights_or_formats_is_kept(tiny: Path, analyzer: Analy
     other = Analyzer(write_bundle(tmp_path / "other", threshold=0.6), device="cpu")
     assert run_films(other, films, out, ["json"], resume=True)["kept"] == 0
     assert run_films(other, films, out, ["json"])["kept"] == 0, "only where it is asked for"
+
+
+def test_nothing_of_another_precision_is_kept(tmp_path: Path) -> None:
+    bundle, film = with_int8(tmp_path / "bundle"), save(tmp_path / "a.png", draw())
+    for precision in ("f32", "int8"):
+        analyzer = Analyzer(bundle, precision=precision)
+        assert run_films(analyzer, [film], tmp_path / "out", ["csv"], resume=True)["kept"] == 0
 
 
 def last(out: Path) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ def test_a_path_and_its_pixels_give_the_same_report(analyzer: Analyzer, tmp_path
     assert first.pop("run")["timings_ms"].keys() - second.pop("run")["timings_ms"].keys() == {"read"}
     assert first == second
     assert first["source"]["path"] == str(path)
+    assert from_path.run.manifest == analyzer.bundle.sha256
 
 
 def test_opacities_raise_the_severity_of_their_zones(analyzer: Analyzer) -> None:

@@ -65,6 +65,15 @@ def test_an_even_body_is_no_frame() -> None:
     assert black.part == (slice(20, 170), slice(20, 140)), "what is even in a black frame stays"
 
 
+def test_dark_edges_and_edges_of_which_a_tenth_is_lit_are_no_frame() -> None:
+    film = 0.06 + 0.1 * RANDOM.random((150, 120), dtype=np.float32)
+    film[20:] *= 5
+    assert Geometry.of_film(film, 32) == Geometry.letterbox(film.shape, 32)
+    film[:9] = 0
+    film[:9, ::10] = 0.7
+    assert Geometry.of_film(film, 32) == Geometry.letterbox(film.shape, 32)
+
+
 def test_a_frame_may_lie_in_another() -> None:
     film = 0.1 + 0.8 * RANDOM.random((150, 120), dtype=np.float32)
     framed = np.pad(np.pad(film, 20, constant_values=1), ((30, 10), (0, 40)))

@@ -158,5 +158,6 @@ def test_parity_is_with_what_another_says(tmp_path: Path, tiny: Path, store: tup
     found = parity(analyzer, lambda path: ("COVID-19" if path == paths[1] else "Normal", same(path)[1]), paths, None)
     assert found["passed"] is False and found["same_class"] == pytest.approx(2 / 3)
     assert found["different"] == [{"film": "b.png", "ours": "Normal", "reference": "COVID-19"}]
+    assert not parity(analyzer, lambda path: (same(path)[0], ~same(path)[1]), paths, None)["passed"]
     with pytest.raises(DataError, match="None of 1 films"):
         parity(analyzer, same, paths[3:], None)

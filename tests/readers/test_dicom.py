@@ -274,6 +274,8 @@ def test_other_modalities_and_a_missing_one(tmp_path: Path) -> None:
     for modality in ("CT", "MR", "US", "MG", "NM"):
         with pytest.raises(UnsupportedImageError, match=f"modality {modality}"):
             film(tmp_path, Modality=modality)
+    with pytest.raises(UnsupportedImageError, match="3 samples"):
+        film(tmp_path, SamplesPerPixel=3)
     with pytest.raises(UnsupportedImageError, match="no modality, CT Image Storage"):
         film(tmp_path, Modality=None, SOPClassUID=uid.CTImageStorage)
 

@@ -87,6 +87,13 @@ def test_the_reason_is_given(broken: dict[str, Path], kind: str, error: type[Inp
         inspect(read(broken[kind]))
 
 
+def test_a_file_larger_than_any_film_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lungscope.readers.MAX_BYTES", 10)
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    with pytest.raises(UnsupportedImageError, match=r"a\.png: has 11 bytes; at most 10 are read"):
+        read(tmp_path / "a.png")
+
+
 def test_folders_are_expanded_sorted_and_each_file_once(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/1.dcm", "a.jpg", ".hidden/x.png", "b/.DS_Store", "b/DICOMDIR", "c/no-suffix"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -36,6 +36,8 @@ def test_views_hold_only_what_they_may_hold() -> None:
     np.testing.assert_allclose(view, [[0, 0.5, 0.5, 0]] * 4)
     _, wide = lung_view(film, found, ViewSpec("lungs", True, 0.25, 4))
     assert (wide.top, wide.left, wide.side) == (1, 0, 6), "a quarter of the longer side on each end"
+    assert wide.affine is None
+    assert lung_view(film, found, ViewSpec("lungs", True, 0.0, 4, aligned=True))[1].affine is not None
 
 
 def test_equalised_views_have_the_same_greys_whatever_the_exposure() -> None:

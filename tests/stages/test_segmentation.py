@@ -238,8 +238,8 @@ def test_opacity_is_the_members_mean(tiny: Path) -> None:
     lungs = np.zeros((1, 1, spec.size, spec.size), np.float32)
     lungs[..., 16:48, 8:24] = lungs[..., 16:48, 40:56] = 1
 
-    def member(opacity: float) -> Network:
-        return lambda inputs: {"probability": lungs, "opacity": np.full_like(lungs, opacity)}
+    def member(opacity: float, sure: float = 1.0) -> Network:
+        return lambda inputs: {"probability": sure * lungs, "opacity": np.full_like(lungs, opacity)}
 
     film = radiograph(draw())
     found = Segmenter(spec, [member(0.2), member(0.6)]).segment(film).opacity
@@ -247,6 +247,8 @@ def test_opacity_is_the_members_mean(tiny: Path) -> None:
     np.testing.assert_allclose(found.map, 0.4, rtol=1e-6)
     assert found.limit == 0.25
     assert found.geometry.source_shape == film.shape
+    strict = replace(spec, threshold=0.6)
+    assert Segmenter(strict, [member(0.2), member(0.2, 0.55)]).segment(film).agreement == 0
     with pytest.raises(LungscopeError, match="not finite"):
         Segmenter(spec, [member(0.2), member(np.nan)]).segment(film)
 
