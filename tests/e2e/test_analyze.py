@@ -91,11 +91,12 @@ def test_a_mixed_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_all_done_is_status_zero_and_a_table(tiny: Path, tmp_path: Path) -> None:
-    film = save(tmp_path / "one [bold].png", draw())
+    film = save(tmp_path / "one [bold].png", draw(lungs=["left"]))
     done = program("analyze", film, "--out", tmp_path / "out", "--model", tiny, "--write", "json")
     assert done.returncode == 0, done.stderr
     assert "one [bold].png" in done.stdout
     assert "Normal" in done.stdout
+    assert "– / 0 %" in done.stdout, "right and left"
     assert "Not for diagnosis." in done.stdout
     assert {path.name for path in (tmp_path / "out" / "one [bold]").iterdir()} == {"report.json"}
 

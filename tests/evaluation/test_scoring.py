@@ -341,13 +341,22 @@ def predictions(logits: np.ndarray, truth: np.ndarray, groups: list[str] | None 
 
 
 def test_a_macro_score_is_over_all_classes_in_every_resample() -> None:
-    """One film of the third class, which a third of the resamples lack: their mean over two classes would be higher."""
+    """One film of the third class, which a third of the resamples lack: their means over two classes would be higher,
+    and of the others all have one AUC."""
     truth = np.array([0] * 50 + [1] * 49 + [2])
     logits = 5 * np.eye(3)[truth]
-    logits[-1] = [1, 0, 0]
+    logits[-1] = [1, 0, -9]
     found = score_predictions(predictions(logits, truth), 1.0)
     assert found["macro_f1"] == pytest.approx(2 / 3, abs=0.01)
     assert found["intervals"]["macro_f1"][1] < 0.7
+    assert (found["macro_auc"], found["intervals"]["macro_auc"]) == (pytest.approx(2 / 3), [None, None])
+
+
+def test_an_error_of_calibration_that_is_chance_begins_at_zero() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (60, 3))
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    assert score_predictions(predictions(logits, truth), 1.0)["intervals"]["ece"][0] == 0
 
 
 @pytest.mark.parametrize("groups", [["one"] * 60, None])
