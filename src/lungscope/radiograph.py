@@ -76,7 +76,7 @@ class Radiograph:
         return (found[1], found[2]) if found else ("", "")
 
     @property
-    def aspect(self) -> tuple[float, float]:
+    def pixel_aspect(self) -> tuple[float, float]:
         """Height and width of a pixel, in mm where its spacing is known, else as Pixel Aspect Ratio has them (PS3.3
         C.7.6.3.1.7); 1 and 1 where nothing says."""
         if self.spacing_mm is not None:

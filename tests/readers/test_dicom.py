@@ -216,7 +216,7 @@ def test_overlay_bits_above_bits_stored_are_no_part_of_the_value(tmp_path: Path)
     ds.add_new(Tag(0x6002, 0x0102), "US", 15)
     told = read(save_dicom(ds, tmp_path / "film.dcm"))
     assert told.pixels == pytest.approx(RAMP / 4095, abs=1e-6)
-    assert "StrayBits" not in told.source.tags
+    assert "UnusedBits" not in told.source.tags
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_decoding(tmp_path: Path) -> None:
@@ -237,10 +237,10 @@ def test_a_jpeg_of_many_scans_is_refused_before_decoding(tmp_path: Path) -> None
 def test_bits_above_bits_stored_that_are_no_overlay_are_told(tmp_path: Path, syntax: uid.UID) -> None:
     """A header may be wrong about Bits Stored."""
     found = read(save_dicom(make_dicom(np.repeat(np.repeat(RAMP, 4, 0), 4, 1) << 3, 14), tmp_path / "film.dcm", syntax))
-    assert found.source.tags["StrayBits"] == "0x4000"
+    assert found.source.tags["UnusedBits"] == "0x4000"
     assert "unused-bits" in [warning.code for warning in inspect(found).warnings]
     signed = np.full((64, 64), -1, np.int16)
-    assert "StrayBits" not in film(tmp_path, signed).source.tags
+    assert "UnusedBits" not in film(tmp_path, signed).source.tags
 
 
 def test_spaces_around_values_mean_nothing(tmp_path: Path) -> None:

@@ -384,6 +384,29 @@ def test_a_film_is_gone_when_it_is_deleted(client: TestClient, film: bytes) -> N
     refused(client.delete(f"{FILM}/{key}"), 404, "not-found")
 
 
+def test_all_that_are_listed_go(client: TestClient, film: bytes) -> None:
+    kept, *gone = (send(client, film).json()["id"] for _ in range(3))
+    answer = client.request("DELETE", FILM, json=[gone[0], "no such film", gone[1], gone[1]])
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert [client.get(f"{FILM}/{key}").status_code for key in (kept, *gone)] == [200, 404, 404]
+    most = json.dumps([gone[0]] * 2500)
+    for body, status, code in (
+        (most, 204, None),
+        (most + " " * 2**16, 413, "too-large"),
+        ("{}", 400, "request"),
+        ("[1]", 400, "request"),
+        ("[" * 10_000, 400, "request"),
+        (b"\xff", 400, "request"),
+        ("", 400, "request"),
+    ):
+        answer = client.request("DELETE", FILM, content=body)
+        assert answer.status_code == status
+        assert code is None or answer.json()["error"]["code"] == code
+    foreign = client.request("DELETE", FILM, json=[kept], headers={"origin": "http://evil.example"})
+    assert foreign.status_code == 403
+    assert client.get(f"{FILM}/{kept}").status_code == 200
+
+
 def test_results_go_with_time_and_for_newer_ones(
     analyzer: Analyzer, film: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
-import platform
 import signal
 import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 import uvicorn
@@ -23,7 +21,7 @@ from lungscope.bundle import locate
 from lungscope.cli.analyze import demo_film
 from lungscope.cli.options import local
 from lungscope.errors import MissingExtraError, UsageError
-from lungscope.hardware import is_loopback
+from lungscope.hardware import give_back_freed_arrays, is_loopback
 from lungscope.pipeline import Analyzer
 from lungscope.report import DISCLAIMER
 from lungscope.web.app import create_app
@@ -37,9 +35,6 @@ IDLE = 10
 #: Connections at once, some more than requests (`Limits.requests`).
 CONNECTIONS = 512
 
-#: mallopt(3): blocks from this size on are mapped; setting it stops glibc from raising it.
-_M_MMAP_THRESHOLD = -3
-
 app = typer.Typer(add_completion=False)
 
 
@@ -51,8 +46,8 @@ class Connection(H11Protocol):
         """Whether a request has begun that is not answered; one begins when its head is whole."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
         self.loop.call_later(IDLE, self._look, None)
         if len(self.connections) > CONNECTIONS:
             idle = (one for one in self.connections if isinstance(one, Connection) and not one.asks and one is not self)
@@ -104,7 +99,7 @@ def serve(
     Research software, not a medical device. Not for diagnosis.
     """
     analyzer = Analyzer(locate(model), device=device, precision=precision)
-    _give_memory_back()
+    give_back_freed_arrays()
     _open_many_files()
     if keep is not None:
         try:
@@ -150,16 +145,6 @@ def serve(
         server.run(sockets=[listener])
     if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
         os._exit(0)  # their films were given up, and the interpreter would wait for them
-
-
-def _give_memory_back() -> None:
-    """Let glibc take every array from the system and give it back when it is freed.
-
-    An `Analyzer` has it keep freed blocks of up to 32 MB, in a heap for each thread, for a batch that goes on. A server
-    waits most of the time, and after a flood of films that is half a gigabyte. What is set last counts.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _open_many_files() -> None:

@@ -158,15 +158,15 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
     _check_pixels(ds, name, max_pixels)
     table, how = grey_scale(ds)
     codes = _codes(ds, name)
-    stray = _stray_bits(ds, codes)
+    unused = _unused_bits(ds, codes)
     # Repeated over the unused bits: retired overlays may live in them (PS3.5 8.1.2), and sign bits do; neither is part
     # of the value.
     pixels = np.asarray(cv2.LUT(codes, np.resize(table, 2 ** (8 * codes.itemsize))), np.float32)
     spacing, origin = _spacing(ds)
     tags = {key: text for key in KEYWORDS if (text := _text(_optional(ds, key)))}
     tags |= {"TransferSyntaxUID": str(_transfer_syntax(ds)), "GreyScale": how}
-    if stray:
-        tags["StrayBits"] = f"{stray:#x}"
+    if unused:
+        tags["UnusedBits"] = f"{unused:#x}"
     if views := ds.get("ViewCodeSequence"):
         tags["ViewCode"], tags["ViewCodeMeaning"] = (
             _text(_optional(views[0], key)) for key in ("CodeValue", "CodeMeaning")
@@ -317,7 +317,7 @@ def _codes(ds: Dataset, name: str) -> NDArray[np.unsignedinteger[Any]]:
     return codes
 
 
-def _stray_bits(ds: Dataset, codes: NDArray[np.unsignedinteger[Any]]) -> int:
+def _unused_bits(ds: Dataset, codes: NDArray[np.unsignedinteger[Any]]) -> int:
     """The bits above Bits Stored that are set in any pixel and no overlay of the header has (PS3.5 8.1.2), as a number;
     0 for signed pixels, whose sign stands there, too."""
     bits = int(ds.BitsStored)

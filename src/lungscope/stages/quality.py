@@ -126,7 +126,7 @@ def _check_shape(film: Radiograph, name: str, warn: Callable[[str, str], None]) 
 
 
 def _check_pixels(film: Radiograph, warn: Callable[[str, str], None]) -> None:
-    rows, columns = film.aspect
+    rows, columns = film.pixel_aspect
     unit = " mm" if film.spacing_mm else ""
     if max(rows, columns) > 1.01 * min(rows, columns):
         warn("pixels-not-square", f"Pixels are {rows:g} x {columns:g}{unit}. Lungs look stretched to the networks.")
@@ -149,7 +149,7 @@ def _check_tags(film: Radiograph, name: str, warn: Callable[[str, str], None]) -
         warn("polarity", "MONOCHROME1 and Presentation LUT Shape IDENTITY contradict each other; read as MONOCHROME1.")
     if tags.get("PhotometricInterpretation") == "MONOCHROME2" and tags.get("PresentationLUTShape", "") == "INVERSE":
         warn("polarity", "MONOCHROME2 and Presentation LUT Shape INVERSE contradict each other; read as inverse.")
-    if "StrayBits" in tags:
+    if "UnusedBits" in tags:
         warn(
             "unused-bits",
             f"Pixels have bits set above the {tags.get('BitsStored')} that are stored, and the header tells of no "

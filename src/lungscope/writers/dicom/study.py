@@ -174,7 +174,7 @@ class Study:
         if "Rows" in dataset:
             dataset.PatientOrientation = self.header.get("PatientOrientation") or None
             dataset.ImageComments = DISCLAIMER
-            height, width = self.report.film.aspect
+            height, width = self.report.film.pixel_aspect
             ratio = Fraction(height / width).limit_denominator(1000)
             if 0 < ratio != 1:  # type 1C where no spacing stands beside the pixels (PS3.3 C.7.6.3)
                 dataset.PixelAspectRatio = [ratio.numerator, ratio.denominator]
